@@ -1,0 +1,282 @@
+"""`rle-tf demo | train | evaluate | predict | export`."""
+
+import logging
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+import rle_tf
+from rle_tf.errors import ModelError, RLEError
+
+# TensorFlow's notes on the processor are no news to a user. Before it is imported, which each
+# command does for itself: `--help` answers at once.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+CONSOLE = Console()
+# The recipes lie inside an installed package and beside it in a checkout.
+_HERE = Path(__file__).parent
+RECIPES = next(path for path in (_HERE / "configs", _HERE.parent / "configs") if path.is_dir())
+
+app = typer.Typer(
+    help="Human pose regression with residual log-likelihood estimation.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key: --set train.batch_size=64"),
+]
+DataRoot = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the dataset, in place of the recipe's data.source.root."),
+]
+
+
+def _example(command: str) -> str:
+    return f"[dim]Example:[/dim]  rle-tf {command}"
+
+
+@app.command(epilog=_example("demo --out runs/demo"))
+def demo(
+    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/demo"),
+    models: Annotated[Path, typer.Option(help="Where the model is exported to.")] = Path(
+        "saved_models"
+    ),
+    overrides: Overrides = None,
+) -> None:
+    """Renders people, trains on them, scores, draws and exports: the whole chain in minutes.
+
+    Needs no data. An interrupted demo goes on where it stopped.
+    """
+    from rle_tf.config import load_config
+    from rle_tf.training import RunFolder, draw_people
+
+    config = load_config(RECIPES / "demo.yaml", overrides or [])
+    _train(config, out, resume=(out / "config.yaml").exists())
+    config, regressor = RunFolder(out).load()
+    source = config.open_source("val")
+    picture = out / "predictions.png"
+    draw_people(regressor, source.take(slice(12)), config).save(picture)
+    CONSOLE.print(f"predictions for people it has not seen: {picture}")
+    _export(out, models, None, litert=True)
+
+
+@app.command(
+    epilog=_example("train configs/coco_sample.yaml --data-root ~/coco --out runs/sample")
+)
+def train(
+    recipe: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML recipe.")],
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/NAME.")] = None,
+    data_root: DataRoot = None,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+) -> None:
+    """Trains a recipe into a run folder: config, checkpoints, logs, regressor and metrics.
+
+    Ctrl-C leaves a usable run; --resume goes on from it.
+    """
+    config = _config(recipe, data_root, overrides)
+    _train(config, out or Path("runs") / config.name, resume)
+
+
+@app.command(epilog=_example("evaluate runs/sample --set evaluate.boxes=detections"))
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a training run.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Where metrics.json and results.json go; default RUN.")
+    ] = None,
+    data_root: DataRoot = None,
+    overrides: Overrides = None,
+) -> None:
+    """Scores a trained regressor and writes metrics.json and results.json."""
+    from rle_tf.training import RunFolder, evaluate_run, load_regressor
+
+    folder = RunFolder(run)
+    if not folder.config.is_file():
+        raise ModelError(f"{folder.config}: no such file; expected the folder of a training run")
+    config = _config(folder.config, data_root, overrides)
+    regressor = load_regressor(folder.regressor)
+    target = RunFolder(out or run)
+    target.path.mkdir(parents=True, exist_ok=True)
+    with _progress() as progress:
+        task = progress.add_task("evaluate", total=None, status="")
+        scores = evaluate_run(
+            target, config, regressor, lambda people: progress.advance(task, people)
+        )
+    _print_scores(scores, f"{run}, {config.evaluate.boxes} boxes")
+    CONSOLE.print(f"written: {target.metrics} and {target.results}")
+
+
+@app.command(epilog=_example("predict runs/demo photo.jpg --boxes boxes.json --out poses"))
+def predict(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A run folder or an exported model.")
+    ],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Photographs.")],
+    out: Annotated[Path, typer.Option(help="Where predictions.json and the pictures go.")],
+    boxes: Annotated[
+        Path | None,
+        typer.Option(
+            help='JSON: {"photo.jpg": \\[\\[left, top, width, height], ...]} in pixels. '
+            "An image without boxes is one person that fills it."
+        ),
+    ] = None,
+    flip_test: Annotated[
+        bool, typer.Option("--flip-test", help="Average with the mirrored image.")
+    ] = False,
+) -> None:
+    """Predicts poses in photographs and draws them with their uncertainty."""
+    from rle_tf.prediction import load_predictor, predict_images, read_boxes
+
+    predictor = load_predictor(model, flip_test)
+    boxes_xywh = read_boxes(boxes) if boxes else None
+    with _progress() as progress:
+        task = progress.add_task("predict", total=len(images), status="")
+        predictions = predict_images(
+            predictor, images, out, boxes_xywh, lambda path: progress.advance(task)
+        )
+    people = sum(len(entry["people"]) for entry in predictions)
+    CONSOLE.print(f"{people} people in {len(images)} images: {out / 'predictions.json'}")
+
+
+@app.command(epilog=_example("export runs/demo --out saved_models"))
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a training run.")],
+    out: Annotated[Path, typer.Option(help="Folder of models.")] = Path("saved_models"),
+    name: Annotated[
+        str | None, typer.Option(help="The model's name; default: the config's.")
+    ] = None,
+    litert: Annotated[bool, typer.Option(help="Also write a .tflite file.")] = True,
+) -> None:
+    """Exports the regressor alone, as SavedModel and LiteRT: OUT/NAME/VERSION."""
+    _export(run, out, name, litert)
+
+
+def main() -> None:
+    """Runs the command line; what is wrong with the input is said in a line, not a traceback."""
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(message)s",
+        handlers=[RichHandler(console=CONSOLE, show_path=False, show_time=False)],
+    )
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    try:
+        app(standalone_mode=True)
+    except RLEError as error:
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {_plain(error)}")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted")
+        sys.exit(130)
+
+
+def _plain(error: Exception) -> str:
+    return str(error).replace("[", r"\[")
+
+
+def _config(recipe: Path, data_root: Path | None, overrides: list[str] | None):
+    from rle_tf.config import load_config
+
+    root = [f"data.source.root={str(data_root)!r}"] if data_root else []
+    return load_config(recipe, root + (overrides or []))
+
+
+def _train(config, out: Path, resume: bool) -> None:
+    from rle_tf.training import train
+
+    CONSOLE.print(
+        f"[bold]{config.name}[/]: {config.model.backbone} at "
+        f"{'x'.join(map(str, config.data.image_size))}, loss {config.loss.kind}, into {out}"
+    )
+    try:
+        with _progress() as progress:
+            scores = train(
+                config, out, resume=resume, callbacks=[_progress_callback(progress, config)]
+            )
+    except KeyboardInterrupt:
+        CONSOLE.print(f"interrupted; go on with: rle-tf train CONFIG --out {out} --resume")
+        raise
+    _print_scores(scores, f"{config.name}, {config.evaluate.boxes} boxes")
+    CONSOLE.print(f"run folder: {out}  (tensorboard --logdir {out})")
+
+
+def _export(run: Path, out: Path, name: str | None, litert: bool) -> None:
+    from rle_tf.export.litert import export_litert
+    from rle_tf.export.savedmodel import export_savedmodel
+    from rle_tf.training import RunFolder
+
+    config, regressor = RunFolder(run).load()
+    version = export_savedmodel(
+        regressor,
+        out / (name or config.name),
+        skeleton=config.data.source.skeleton,
+        mean=config.data.mean,
+        std=config.data.std,
+        box_margin=config.data.box_margin,
+    )
+    CONSOLE.print(f"exported: {version} (SavedModel)")
+    if litert:
+        CONSOLE.print(f"exported: {export_litert(version, version.with_suffix('.tflite'))}")
+
+
+def _print_scores(scores: dict[str, float], title: str) -> None:
+    table = Table("metric", "value", title=title)
+    for name, value in scores.items():
+        if "/" not in name:  # errors of single joints are in metrics.json
+            text = "no ground truth" if math.isnan(value) else f"{value:.3f}"
+            table.add_row(name, text)
+    CONSOLE.print(table)
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[status]}"),
+        console=CONSOLE,
+    )
+
+
+def _progress_callback(progress: Progress, config):
+    import keras
+
+    class ShowProgress(keras.callbacks.Callback):
+        """A bar an epoch: loss, PCK and mean sigma so far, images a second."""
+
+        def on_epoch_begin(self, epoch, logs=None):
+            self.task = progress.add_task(
+                f"epoch {epoch + 1}/{config.train.epochs}", total=self.params["steps"], status=""
+            )
+            self.start = time.monotonic()
+
+        def on_train_batch_end(self, batch, logs=None):
+            speed = (batch + 1) * config.train.batch_size / (time.monotonic() - self.start)
+            progress.update(
+                self.task,
+                completed=batch + 1,
+                status=f"{_summary(logs)}  {speed:.0f} images/s",
+            )
+
+        def on_epoch_end(self, epoch, logs=None):
+            progress.update(self.task, status=_summary(logs))
+
+    return ShowProgress()
+
+
+def _summary(logs: dict) -> str:
+    names = ("loss", "pck", "sigma", "val_loss", "val_pck", "val_AP")
+    return "  ".join(f"{name} {float(logs[name]):.3f}" for name in names if name in logs)

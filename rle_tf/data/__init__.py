@@ -1,0 +1,1 @@
+"""From files to batches: sources (one file each), augmentation and the tf.data pipeline."""

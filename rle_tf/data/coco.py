@@ -1,0 +1,340 @@
+"""People of a COCO keypoint dataset: standard folders, standard JSON, standard score."""
+
+import json
+import math
+from copy import copy
+from functools import cached_property
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import numpy as np
+
+from rle_tf import metrics
+from rle_tf.data.source import Poses, Records, check_image_files
+from rle_tf.errors import DataError
+from rle_tf.geometry import clip_boxes
+from rle_tf.skeletons import COCO17, Skeleton
+
+# Keypoints are annotated on pixels, and some tools write the far edge as `width`.
+EDGE_TOLERANCE_PX = 1.0
+
+
+class CocoSource:
+    """Annotated or detected people in the COCO keypoint layout.
+
+    Without `detections` the records are the annotated people that have at least one labelled
+    joint and are no crowd, with their annotated boxes: for training, and for evaluation with
+    ground-truth boxes. With it they are the detector's boxes, and nothing is labelled.
+
+    Args:
+        annotations: `person_keypoints_*.json`.
+        images: The folder that the annotations' `file_name`s are relative to.
+        skeleton: The joints, in the order of the annotations.
+        detections: A JSON list in COCO's result format (`image_id`, `category_id`, `bbox`,
+            `score`).
+        min_box_score: Detections below it are left out.
+        oks_nms_threshold: Of two detections of one image that are closer than this OKS, the
+            weaker one goes.
+
+    Raises:
+        DataError: for a missing file, a file of another format, or an entry that cannot be used;
+            the message names file and entry.
+    """
+
+    def __init__(
+        self,
+        annotations: Path | str,
+        images: Path | str,
+        *,
+        skeleton: Skeleton = COCO17,
+        detections: Path | str | None = None,
+        min_box_score: float = 0.0,
+        oks_nms_threshold: float = 0.9,
+    ):
+        self.annotations = Path(annotations)
+        self.images = Path(images)
+        self.skeleton = skeleton
+        self.detections = Path(detections) if detections else None
+        self.min_box_score = min_box_score
+        self.oks_nms_threshold = oks_nms_threshold
+
+        dataset = _read_json(self.annotations, dict, "a COCO keypoint dataset")
+        for key in ("images", "annotations", "categories"):
+            if not isinstance(dataset.get(key), list):
+                raise DataError(
+                    f"{self.annotations}: no list '{key}'; expected a COCO keypoint dataset with "
+                    "'images', 'annotations' and 'categories'"
+                )
+        if not self.images.is_dir():
+            raise DataError(f"{self.images}: no such folder; expected the images that "
+                            f"{self.annotations} names")  # fmt: skip
+        self.category_id = self._category(dataset["categories"])
+        image_table = self._image_table(dataset["images"])
+        self.records = (
+            self._detected(image_table)
+            if self.detections
+            else self._annotated(dataset["annotations"], image_table)
+        )
+        check_image_files([Path(path) for path in set(self.records.image_paths)], self.annotations)
+
+    def take(self, rows: np.ndarray | slice) -> "CocoSource":
+        """The same source with some of its records; scores still count everybody annotated."""
+        taken = copy(self)
+        taken.records = self.records.take(rows)
+        return taken
+
+    @cached_property
+    def ground_truth(self):
+        """The annotations as a `pycocotools.coco.COCO`."""
+        return metrics.coco_from_dict(_read_json(self.annotations, dict, "a COCO dataset"))
+
+    def results(self, poses: Poses) -> list[dict]:
+        """The predictions in COCO's result format, one dict a person; detections after OKS-NMS."""
+        rows = np.arange(len(self.records))
+        if self.detections:
+            rows = self._after_nms(poses)
+        joints = np.concatenate([poses.keypoints_px, poses.joint_scores[..., None]], axis=-1)
+        return [
+            {
+                "image_id": int(self.records.image_ids[row]),
+                "category_id": self.category_id,
+                "keypoints": [round(float(value), 3) for value in joints[row].ravel()],
+                "score": float(poses.person_scores[row]),
+            }
+            for row in rows
+        ]
+
+    def score(self, poses: Poses) -> dict[str, float]:
+        """COCO's AP and AR and, where the people are annotated, how far their joints are off.
+
+        Returns:
+            `AP`, `AP50`, ..., `ARL`; `PCK@0.1` (of the longer side of the box), `error_px` and
+            `error_px/JOINT`. NaN where there is no ground truth (no person of that size, say).
+        """
+        scores = metrics.coco_keypoint_ap(
+            self.ground_truth, self.results(poses), np.asarray(self.skeleton.oks_sigmas)
+        )
+        records = self.records
+        if records.labelled.any():
+            sides = records.boxes_xyxy[:, 2:] - records.boxes_xyxy[:, :2]
+            error = metrics.per_joint_error(
+                poses.keypoints_px,
+                records.keypoints[..., :2],
+                records.labelled,
+                records.areas,
+                sides.max(axis=1),
+            )
+            scores["PCK@0.1"] = error["mean_pck"]
+            scores["error_px"] = error["mean_error_px"]
+            joints = zip(self.skeleton.joints, error["error_px"], strict=True)
+            scores |= {f"error_px/{joint}": float(value) for joint, value in joints}
+        return scores
+
+    def _after_nms(self, poses: Poses) -> np.ndarray:
+        width, height = (poses.crop_boxes_xyxy[:, 2:] - poses.crop_boxes_xyxy[:, :2]).T
+        areas = width * height
+        joints = np.concatenate([poses.keypoints_px, poses.joint_scores[..., None]], axis=-1)
+        kept = []
+        for image_id in np.unique(self.records.image_ids):
+            rows = np.flatnonzero(self.records.image_ids == image_id)
+            kept.append(
+                rows[
+                    metrics.oks_nms(
+                        joints[rows],
+                        poses.person_scores[rows],
+                        areas[rows],
+                        np.asarray(self.skeleton.oks_sigmas),
+                        self.oks_nms_threshold,
+                    )
+                ]
+            )
+        return np.concatenate(kept) if kept else np.zeros(0, int)
+
+    def _category(self, categories: list) -> int:
+        joints = list(self.skeleton.joints)
+        named = [entry for entry in categories if isinstance(entry, dict) and "keypoints" in entry]
+        fitting = [entry for entry in named if entry["keypoints"] == joints]
+        if not fitting:
+            found = "; ".join(f"'{c.get('name')}' with {c['keypoints']}" for c in named)
+            raise DataError(
+                f"{self.annotations}: no category has the joints of skeleton "
+                f"'{self.skeleton.name}'; found {found or 'none with keypoints'}, "
+                f"expected {joints}"
+            )
+        return fitting[0]["id"]
+
+    def _image_table(self, entries: list) -> dict[int, tuple[str, int, int]]:
+        table = {}
+        for index, entry in enumerate(entries):
+            try:
+                image_id, name = entry["id"], entry["file_name"]
+                width, height = int(entry["width"]), int(entry["height"])
+            except (KeyError, TypeError, ValueError) as error:
+                raise DataError(
+                    f"{self.annotations}: images[{index}] has no usable {error}; expected 'id', "
+                    f"'file_name', 'width' and 'height', found {entry!r:.200}"
+                ) from None
+            posix, windows = PurePosixPath(name), PureWindowsPath(name)
+            if posix.is_absolute() or windows.drive or ".." in windows.parts:
+                raise DataError(
+                    f"{self.annotations}: image {image_id} has file_name '{name}', which leaves "
+                    f"the image folder; expected a path inside {self.images}"
+                )
+            if width <= 0 or height <= 0:
+                raise DataError(
+                    f"{self.annotations}: image {image_id} has size {width}x{height}; expected "
+                    "positive numbers of pixels"
+                )
+            table[image_id] = (str(self.images / name), width, height)
+        return table
+
+    def _annotated(self, annotations: list, image_table: dict) -> Records:
+        joints = len(self.skeleton.joints)
+        people, keypoints = [], []
+        for index, entry in enumerate(annotations):
+            where = f"{self.annotations}: annotation {entry.get('id', f'at index {index}')}"
+            if entry.get("category_id") != self.category_id or entry.get("iscrowd"):
+                continue
+            values = entry.get("keypoints")
+            if not isinstance(values, list) or len(values) != 3 * joints:
+                found = f"{len(values)} numbers" if isinstance(values, list) else repr(values)
+                raise DataError(
+                    f"{where} has keypoints of {found}; expected {3 * joints} numbers, x, y and "
+                    f"visibility of the {joints} joints of '{self.skeleton.name}'"
+                )
+            if entry.get("image_id") not in image_table:
+                raise DataError(
+                    f"{where} is of image {entry.get('image_id')}, which 'images' does not list; "
+                    f"expected one of its {len(image_table)} ids"
+                )
+            if any(values[2::3]):
+                people.append(entry)
+                keypoints.append(values)
+        wheres = [f"{self.annotations}: annotation {entry.get('id')}" for entry in people]
+        image_ids = [entry["image_id"] for entry in people]
+        paths, image_wh = _image_columns(image_ids, image_table)
+        boxes = _checked_boxes([entry.get("bbox") for entry in people], image_wh, wheres)
+        for where, entry in zip(wheres, people, strict=True):
+            area = entry.get("area")
+            if not isinstance(area, int | float) or not math.isfinite(area) or area <= 0:
+                raise DataError(
+                    f"{where} has area {area!r}; expected the person's area in pixels, which OKS "
+                    "measures distances by"
+                )
+        columns = self._checked_keypoints(keypoints, image_wh, wheres)
+        return Records(
+            image_paths=paths,
+            image_wh=image_wh,
+            boxes_xyxy=boxes,
+            keypoints=columns[..., :2].astype(np.float32),
+            labelled=columns[..., 2] > 0,
+            areas=np.array([entry["area"] for entry in people], np.float64),
+            image_ids=np.array(image_ids, np.int64),
+            person_ids=np.array([entry["id"] for entry in people], np.int64),
+            box_scores=np.zeros(len(people)),
+        )
+
+    def _checked_keypoints(self, keypoints: list, image_wh: np.ndarray, wheres: list) -> np.ndarray:
+        shape = (len(keypoints), len(self.skeleton.joints), 3)
+        try:
+            columns = np.array(keypoints, np.float64).reshape(shape)
+        except (TypeError, ValueError):
+            row = next(i for i, values in enumerate(keypoints) if not _all_numbers(values))
+            raise DataError(
+                f"{wheres[row]} has keypoints {keypoints[row]!r:.200}; expected numbers"
+            ) from None
+        xy, labelled = columns[..., :2], columns[..., 2] > 0
+        limit = image_wh[:, None] + EDGE_TOLERANCE_PX
+        problems = {
+            "a finite number": ~np.isfinite(columns).all(-1),
+            "a visibility of 0, 1 or 2": ~np.isin(columns[..., 2], (0, 1, 2)),
+            "a place inside the image": labelled
+            & ((xy < -EDGE_TOLERANCE_PX) | (xy > limit)).any(-1),
+        }
+        for expected, wrong in problems.items():
+            if wrong.any():
+                row, joint = np.argwhere(wrong)[0]
+                width, height = image_wh[row]
+                raise DataError(
+                    f"{wheres[row]} has {self.skeleton.joints[joint]} at "
+                    f"{columns[row, joint].tolist()} in an image of {width}x{height}; expected "
+                    f"{expected} ({int(wrong.any(1).sum())} annotations have this)"
+                )
+        return columns
+
+    def _detected(self, image_table: dict) -> Records:
+        entries = _read_json(self.detections, list, "a list of COCO detections")
+        people, wheres = [], []
+        for index, entry in enumerate(entries):
+            where = f"{self.detections}: detection {index}"
+            if not isinstance(entry, dict) or not {"image_id", "bbox", "score"} <= set(entry):
+                raise DataError(
+                    f"{where} is {entry!r:.200}; expected 'image_id', 'category_id', 'bbox' and "
+                    "'score'"
+                )
+            if entry["image_id"] not in image_table:
+                raise DataError(
+                    f"{where} is of image {entry['image_id']}, which {self.annotations} does not "
+                    "list; expected detections of the same images"
+                )
+            if not isinstance(entry["score"], int | float) or not math.isfinite(entry["score"]):
+                raise DataError(f"{where} has score {entry['score']!r}; expected a number")
+            category_id = entry.get("category_id", self.category_id)
+            if category_id == self.category_id and entry["score"] >= self.min_box_score:
+                people.append(entry)
+                wheres.append(where)
+        image_ids = [entry["image_id"] for entry in people]
+        paths, image_wh = _image_columns(image_ids, image_table)
+        boxes = _checked_boxes([entry["bbox"] for entry in people], image_wh, wheres)
+        joints = len(self.skeleton.joints)
+        return Records(
+            image_paths=paths,
+            image_wh=image_wh,
+            boxes_xyxy=boxes,
+            keypoints=np.zeros((len(people), joints, 2), np.float32),
+            labelled=np.zeros((len(people), joints), bool),
+            areas=np.prod(boxes[:, 2:] - boxes[:, :2], axis=1),
+            image_ids=np.array(image_ids, np.int64),
+            person_ids=np.full(len(people), -1, np.int64),
+            box_scores=np.array([entry["score"] for entry in people], np.float64),
+        )
+
+
+def _read_json(path: Path, kind: type, expected: str):
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; expected {expected}")
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON ({error}); expected {expected}") from None
+    if not isinstance(value, kind):
+        raise DataError(f"{path}: holds a {type(value).__name__}; expected {expected}")
+    return value
+
+
+def _image_columns(image_ids: list[int], image_table: dict) -> tuple[np.ndarray, np.ndarray]:
+    paths = np.array([image_table[image_id][0] for image_id in image_ids], dtype=object)
+    sizes = [image_table[image_id][1:] for image_id in image_ids]
+    return paths, np.array(sizes, np.int32).reshape(-1, 2)
+
+
+def _all_numbers(values) -> bool:
+    return all(isinstance(value, int | float) for value in values)
+
+
+def _checked_boxes(boxes: list, image_wh: np.ndarray, wheres: list[str]) -> np.ndarray:
+    for where, box in zip(wheres, boxes, strict=True):
+        usable = isinstance(box, list) and len(box) == 4 and _all_numbers(box)
+        if not usable or not all(math.isfinite(value) for value in box):
+            raise DataError(
+                f"{where} has bbox {box!r:.200}; expected four numbers: left, top, width, height"
+            )
+    boxes_xyxy = clip_boxes(np.array(boxes, np.float64).reshape(-1, 4), image_wh)
+    empty = (boxes_xyxy[:, 2:] <= boxes_xyxy[:, :2]).any(axis=1)
+    if empty.any():
+        row = int(np.argmax(empty))
+        width, height = image_wh[row]
+        raise DataError(
+            f"{wheres[row]} has bbox {boxes[row]}, which has no area inside its image of "
+            f"{width}x{height}; expected a box around a person ({int(empty.sum())} have this)"
+        )
+    return boxes_xyxy

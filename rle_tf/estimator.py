@@ -1,0 +1,116 @@
+"""The Keras model that is trained: a regressor and the loss with its flow."""
+
+import keras
+import tensorflow as tf
+
+from rle_tf.errors import ModelError
+from rle_tf.losses import PoseLoss
+
+# In unit coordinates, as is usual for regression heads: 5 % of the crop's sides.
+PCK_THRESHOLD = 0.05
+
+
+@keras.saving.register_keras_serializable("rle_tf")
+class PoseEstimator(keras.Model):
+    """Trains a regressor under a pose loss, whose flow is trained along.
+
+    A plain `keras.Model`: `compile(optimizer)`, then `fit`, `evaluate` and `save` on batches of
+    (image, {"keypoints": (B, K, D), "weight": (B, K, D)}). Metrics: `loss`; `pck`, the share of
+    supervised joints closer than 5 % of the crop to the target; `sigma`, their mean sigma.
+
+    Args:
+        regressor: image (B, H, W, 3) -> {"mu": (B, K, D), "log_sigma": (B, K, D)}; all that is
+            needed at test time.
+        loss: `RLELoss`, or another `PoseLoss`.
+
+    Attributes:
+        regressor: As given.
+        loss: As given.
+        flow: The loss's flow, `None` where it has none.
+
+    Raises:
+        ModelError: if the regressor's outputs are others.
+    """
+
+    def __init__(self, regressor: keras.Model, loss: PoseLoss, name: str = "pose_estimator"):
+        super().__init__(name=name)
+        outputs = regressor.output if isinstance(regressor.output, dict) else {}
+        if set(outputs) != {"mu", "log_sigma"}:
+            raise ModelError(
+                f"regressor '{regressor.name}' has outputs {sorted(outputs) or 'without names'}; "
+                "expected a dict of 'mu' and 'log_sigma'"
+            )
+        self.regressor = regressor
+        self.pose_loss = loss
+        # Keras tracks layers, not losses: held here, the flow is trained and saved.
+        self.flow = loss.flow
+        self.loss = loss
+        self._pck = keras.metrics.Mean("pck")
+        self._sigma = keras.metrics.Mean("sigma")
+        self.build(regressor.input_shape)
+
+    def build(self, input_shape) -> None:
+        self.built = True
+
+    def call(self, image, training=None):
+        return self.regressor(image, training=training)
+
+    def compile(
+        self,
+        optimizer: str | keras.optimizers.Optimizer = "adam",
+        *,
+        jit_compile: bool = False,
+        steps_per_execution: int = 1,
+        run_eagerly: bool = False,
+    ) -> None:
+        """As `keras.Model.compile`, without loss and metrics: the estimator has its own.
+
+        XLA is off unless asked for: on CPUs it made the training step slower.
+        """
+        super().compile(
+            optimizer=optimizer,
+            jit_compile=jit_compile,
+            steps_per_execution=steps_per_execution,
+            run_eagerly=run_eagerly,
+        )
+        self.loss = self.pose_loss
+
+    def compute_loss(
+        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
+    ) -> tf.Tensor:
+        # The Loss object, not its values: it scales for the number of replicas.
+        return self.pose_loss(y, y_pred, sample_weight)
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None) -> dict[str, float]:
+        supervised = y["weight"] > 0
+        labelled = tf.cast(tf.reduce_any(supervised, axis=-1), tf.float32)
+        offset = tf.where(supervised, y["keypoints"] - y_pred["mu"], 0.0)
+        hit = tf.norm(offset, axis=-1) < PCK_THRESHOLD
+        self._pck.update_state(tf.cast(hit, tf.float32), sample_weight=labelled)
+        self._sigma.update_state(
+            tf.exp(y_pred["log_sigma"]), sample_weight=tf.cast(supervised, tf.float32)
+        )
+        return self.get_metrics_result()
+
+    def get_config(self) -> dict:
+        return {
+            "regressor": keras.saving.serialize_keras_object(self.regressor),
+            "loss": keras.saving.serialize_keras_object(self.pose_loss),
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict) -> "PoseEstimator":
+        return cls(
+            regressor=keras.saving.deserialize_keras_object(config["regressor"]),
+            loss=keras.saving.deserialize_keras_object(config["loss"]),
+            name=config["name"],
+        )
+
+    def get_compile_config(self) -> dict:
+        return {"optimizer": keras.saving.serialize_keras_object(self.optimizer)}
+
+    def compile_from_config(self, config: dict) -> None:
+        self.compile(keras.saving.deserialize_keras_object(config["optimizer"]))
+        # Its slots exist before the file's values are assigned to them.
+        self.optimizer.build(self.trainable_variables)

@@ -1,0 +1,1 @@
+"""The regressor alone, in the formats that deployments load."""

@@ -1,0 +1,143 @@
+"""Where things are: boxes, crops of a person, and coordinates in and out of a crop.
+
+Three frames are used throughout:
+    image   pixels of the photograph, x right and y down, pixel centres at whole numbers;
+    crop    pixels of the network's input, (width, height) = (W, H);
+    unit    crop pixels / (W, H) - 0.5, what the regressor sees and says.
+
+Boxes are arrays (..., 4), `_xywh` (left, top, width, height) or `_xyxy` (left, top, right,
+bottom), in image pixels. The conventions are those of the authors' code, so that published
+weights see the crops that they were trained on.
+"""
+
+import numpy as np
+import tensorflow as tf
+
+
+def clip_boxes(boxes_xywh: np.ndarray, image_wh: np.ndarray) -> np.ndarray:
+    """Corners of boxes, clipped to their images.
+
+    The right and bottom edges are the last pixels inside (left + width - 1).
+
+    Args:
+        boxes_xywh: (N, 4).
+        image_wh: (N, 2) width and height of the image of each box.
+
+    Returns:
+        `boxes_xyxy` (N, 4) float64. A box without pixels inside its image has no area there.
+    """
+    boxes_xywh = np.asarray(boxes_xywh, np.float64)
+    low = boxes_xywh[:, :2]
+    high = low + np.maximum(boxes_xywh[:, 2:] - 1, 0)
+    last = np.asarray(image_wh, np.float64) - 1
+    return np.concatenate([np.clip(low, 0, last), np.clip(high, 0, last)], axis=1)
+
+
+def crop_boxes(
+    boxes_xyxy: np.ndarray, image_size: tuple[int, int], margin: float = 1.25
+) -> np.ndarray:
+    """Boxes grown to the aspect of the network's input, then by a margin, about their centres.
+
+    Args:
+        boxes_xyxy: (N, 4).
+        image_size: (height, width) of the input.
+        margin: The factor on both sides; 1.25 in the paper's recipe.
+
+    Returns:
+        `crop_boxes_xyxy` (N, 4) float32; it may reach over the image's edge.
+    """
+    boxes_xyxy = np.asarray(boxes_xyxy, np.float64)
+    aspect = image_size[1] / image_size[0]
+    width, height = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).T
+    centre = boxes_xyxy[:, :2] + np.stack([width, height], axis=1) / 2
+    size = np.stack([np.maximum(width, height * aspect), np.maximum(height, width / aspect)], 1)
+    # Sizes pass through float32 as in the reference, whose crop boxes are met to the last bit.
+    half = (size.astype(np.float32) * np.float32(margin)) / 2
+    centre = centre.astype(np.float32)
+    return np.concatenate([centre - half, centre + half], axis=1)
+
+
+def unit_to_image(points: np.ndarray, crop_boxes_xyxy: np.ndarray) -> np.ndarray:
+    """Unit coordinates (N, K, 2) in crops (N, 4) as image pixels (N, K, 2), float64."""
+    low, high = np.split(np.asarray(crop_boxes_xyxy, np.float64)[:, None], 2, axis=-1)
+    return low + (np.asarray(points, np.float64) + 0.5) * (high - low)
+
+
+def unit_to_image_scale(sigma: np.ndarray, crop_boxes_xyxy: np.ndarray) -> np.ndarray:
+    """Lengths along x and y (N, K, 2) in unit coordinates as image pixels (N, K, 2), float64."""
+    crop_boxes_xyxy = np.asarray(crop_boxes_xyxy, np.float64)
+    return sigma * (crop_boxes_xyxy[:, None, 2:] - crop_boxes_xyxy[:, None, :2])
+
+
+def crop_affine(
+    centre: tf.Tensor, size_wh: tf.Tensor, rotation_deg: tf.Tensor, image_size: tuple[int, int]
+) -> tf.Tensor:
+    """The affine matrix from image pixels to crop pixels.
+
+    A rectangle of width `size_wh[0]` about `centre`, turned by `rotation_deg`, fills the input's
+    width; a positive angle turns the content anticlockwise as seen on screen.
+
+    Args:
+        centre: (2,) float32, image pixels.
+        size_wh: (2,) float32 width and height in image pixels. The width sets the scale: the
+            aspect is the input's.
+        rotation_deg: () float32.
+        image_size: (height, width) of the input.
+
+    Returns:
+        (2, 3) float32.
+    """
+    height, width = image_size
+    angle = rotation_deg * (np.pi / 180)
+    scale = width / size_wh[0]
+    cos, sin = scale * tf.cos(angle), scale * tf.sin(angle)
+    linear = tf.stack([tf.stack([cos, sin]), tf.stack([-sin, cos])])
+    offset = tf.constant([width / 2, height / 2]) - tf.linalg.matvec(linear, centre)
+    return tf.concat([linear, offset[:, None]], axis=1)
+
+
+def transform_points(matrix: tf.Tensor, points: tf.Tensor) -> tf.Tensor:
+    """Points (..., 2) under an affine matrix (2, 3)."""
+    return tf.linalg.matvec(matrix[:, :2], points) + matrix[:, 2]
+
+
+def compose(second: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
+    """The affine matrix (2, 3) that does `first`, then `second`."""
+    linear = second[:, :2] @ first[:, :2]
+    return tf.concat([linear, transform_points(second, first[:, 2])[:, None]], axis=1)
+
+
+def invert(matrix: tf.Tensor) -> tf.Tensor:
+    """The inverse (2, 3) of an affine matrix."""
+    a, b, c, d, e, f = tf.unstack(tf.reshape(matrix, (6,)))
+    inverse = tf.stack([e, -b, b * f - c * e, -d, a, c * d - a * f]) / (a * e - b * d)
+    return tf.reshape(inverse, (2, 3))
+
+
+def mirror(image_width: tf.Tensor) -> tf.Tensor:
+    """The affine matrix (2, 3) that mirrors an image of that width left to right."""
+    last = tf.cast(image_width, tf.float32) - 1
+    return tf.stack([tf.stack([-1.0, 0.0, last]), tf.constant([0.0, 1.0, 0.0])])
+
+
+def warp(image: tf.Tensor, matrix: tf.Tensor, image_size: tuple[int, int]) -> tf.Tensor:
+    """Samples an image bilinearly on the crop's pixel grid; black outside the image.
+
+    Args:
+        image: (h, w, C) uint8.
+        matrix: (2, 3) affine matrix from pixels of `image` to crop pixels.
+        image_size: (height, width) of the result.
+
+    Returns:
+        (height, width, C) float32, 0..255.
+    """
+    inverse = tf.concat([tf.reshape(invert(matrix), (6,)), tf.zeros(2)], axis=0)
+    crop = tf.raw_ops.ImageProjectiveTransformV3(
+        images=tf.cast(image, tf.float32)[None],
+        transforms=inverse[None],
+        output_shape=image_size,
+        fill_value=0.0,
+        interpolation="BILINEAR",
+        fill_mode="CONSTANT",
+    )
+    return tf.ensure_shape(crop[0], (*image_size, image.shape[-1]))

@@ -1,0 +1,196 @@
+"""Losses between a regressor's output and the annotated joints.
+
+Every loss is called as `loss(target, output)` with
+
+    target = {"keypoints": (B, K, D), "weight": (B, K, D)}
+    output = {"mu": (B, K, D), "log_sigma": (B, K, D)}
+
+in the units of the target (x, y = pixel / size - 0.5; z = mm / 2000). It is computed in float32
+whatever the dtypes given. A coordinate of weight 0 adds exactly nothing to the loss or to any
+gradient, whatever stands there (NaN too). The loss of a sample is the sum over its joints and
+coordinates; `reduction` is that of `keras.losses.Loss`.
+"""
+
+import math
+
+import keras
+import tensorflow as tf
+
+from rle_tf.errors import ModelError
+
+MAX_RESIDUAL = 1e6
+MIN_SIGMA = 1e-9
+
+_LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
+
+
+class PoseLoss(keras.losses.Loss):
+    """A loss over poses.
+
+    `flow` is the layer whose variables must be trained with the regressor's, or None: a Keras loss
+    tracks no variables, so the model that trains has to hold it.
+    """
+
+    flow = None
+
+    def __init__(self, name: str, reduction: str | None):
+        super().__init__(name=name, reduction=reduction, dtype="float32")
+
+    def _supervised_error(self, target, output):
+        """`keypoints - mu` with 0 where the weight is 0, and the weight; both (B, K, D)."""
+        keypoints, weight, mu = target["keypoints"], target["weight"], output["mu"]
+        for found, tensor in [("keypoints", keypoints), ("weight", weight)]:
+            if not mu.shape.is_compatible_with(tensor.shape):
+                raise ModelError(
+                    f"{self.name}: target '{found}' has shape {tensor.shape}, "
+                    f"expected that of output 'mu', {mu.shape}"
+                )
+        # A product with 0 would keep a NaN, in the value or in the gradient.
+        return tf.where(weight != 0, keypoints - mu, 0.0), weight
+
+
+@keras.saving.register_keras_serializable(package="rle_tf")
+class L1Loss(PoseLoss):
+    """Plain regression, the paper's l1 baseline: `sum_d weight * |target - mu|`, (B,).
+
+    `log_sigma` is not used and gets no gradient.
+
+    Raises (when called):
+        ModelError: the shapes of target and `mu` differ.
+    """
+
+    def __init__(self, reduction: str | None = "sum_over_batch_size", name: str = "l1_loss"):
+        super().__init__(name, reduction)
+
+    def call(self, target, output):
+        error, weight = self._supervised_error(target, output)
+        return tf.reduce_sum(weight * tf.abs(error), axis=[1, 2])
+
+
+def _laplace(residual):
+    return tf.abs(residual) + math.log(2)
+
+
+def _gaussian(residual):
+    return 0.5 * tf.square(residual) + _LOG_SQRT_2PI
+
+
+def _official_laplace(residual, inverse_sigma):
+    # |target - mu| / (sqrt(2) sigma + 1e-9), with sigma divided out of both.
+    return tf.abs(residual) / (math.sqrt(2) + 1e-9 * inverse_sigma) + _LOG_SQRT_2PI
+
+
+# -log Q of the normalised residual, one coordinate.
+_BASES = {"laplace": _laplace, "gaussian": _gaussian}
+_CONVENTIONS = ("paper", "official")
+
+
+@keras.saving.register_keras_serializable(package="rle_tf")
+class RLELoss(PoseLoss):
+    """Residual log-likelihood estimation (Li et al., ICCV 2021).
+
+    `convention="paper"` is equation 8. With r = (target - mu) / sigma a joint's loss is
+
+        -log G(r) + sum_d (-log Q(r_d) + log sigma_d)
+
+    where G is the density of the flow and Q a normalised density of scale 1: Laplace
+    `exp(-|r|) / 2` or Gaussian `exp(-r^2 / 2) / sqrt(2 pi)`. Each `sum_d` term is times its
+    coordinate's weight. G is a joint density that only counts where every coordinate is supervised:
+    it is times the joint's smallest weight.
+
+    `convention="official"` is what the authors' code computes. Each coordinate adds weight times
+
+        2 log sigma - log G(r) + log sqrt(2 pi) + |target - mu| / (sqrt(2) sigma + 1e-9)
+
+    It differs from equation 8 in that r is (mu - target) / sigma, log sigma is counted twice, the
+    joint density G once per coordinate, and Q is a Laplace density of scale sqrt(2) sigma with the
+    constant of a Gaussian. `base="gaussian"` replaces the last term by `r^2 / 2`. A coordinate of
+    weight 0 enters its joint's G as a residual of 0.
+
+    A density may exceed 1, so the loss may go below 0.
+
+    Values and gradients stay finite for errors up to 1e6 with log_sigma down to -80: where
+    |r| would exceed 1e6 or sigma fall below 1e-9 (the authors' epsilon), r is computed with the
+    smallest sigma that stays inside. The term log sigma is not limited, and r passes its gradient
+    on to `log_sigma` as if that sigma were the given one, so training can come back from outside.
+
+    Args:
+        flow: the flow G, an `rle_tf.flow.RealNVP` of D dimensions. A Keras layer that the training
+            model has to hold.
+        base: Q, "laplace" or "gaussian".
+        convention: "paper" or "official".
+        reduction: that of `keras.losses.Loss`.
+        name: name of the loss.
+
+    Raises:
+        ModelError: unknown `base` or `convention`; when called, the flow's dimensions are not D or
+            the shapes of target and output differ.
+    """
+
+    def __init__(
+        self,
+        flow: keras.layers.Layer,
+        base: str = "laplace",
+        convention: str = "paper",
+        reduction: str | None = "sum_over_batch_size",
+        name: str = "rle_loss",
+    ):
+        if base not in _BASES:
+            raise ModelError(f"RLELoss: base is {base!r}, expected one of {', '.join(_BASES)}")
+        if convention not in _CONVENTIONS:
+            raise ModelError(
+                f"RLELoss: convention is {convention!r}, expected one of {', '.join(_CONVENTIONS)}"
+            )
+        super().__init__(name, reduction)
+        self.flow = flow
+        self.base = base
+        self.convention = convention
+
+    def call(self, target, output):
+        error, weight = self._supervised_error(target, output)
+        log_sigma = output["log_sigma"]
+        if not error.shape.is_compatible_with(log_sigma.shape):
+            raise ModelError(
+                f"{self.name}: output 'log_sigma' has shape {log_sigma.shape}, "
+                f"expected that of 'mu', {error.shape}"
+            )
+        if error.shape[-1] != self.flow.dims:
+            raise ModelError(
+                f"{self.name}: output 'mu' has shape {error.shape}, "
+                f"expected (B, K, {self.flow.dims}) for a flow of {self.flow.dims} dimensions"
+            )
+        log_sigma = tf.where(weight != 0, log_sigma, 0.0)
+        # A sigmoid's sigma underflows long before log_sigma does. Clipping would stop the gradient
+        # just where sigma has to grow; adding a constant does not, and inside the bounds it adds 0.
+        log_error = tf.math.log(tf.maximum(tf.abs(error), 1e-30))
+        log_least = tf.maximum(log_error - math.log(MAX_RESIDUAL), math.log(MIN_SIGMA))
+        raised = log_sigma + tf.stop_gradient(tf.maximum(log_least - log_sigma, 0.0))
+        inverse_sigma = tf.exp(-raised)
+        residual = error * inverse_sigma
+
+        if self.convention == "paper":
+            per_coordinate = _BASES[self.base](residual) + log_sigma
+            log_g = self.flow.log_prob(residual)
+            per_joint = tf.reduce_sum(weight * per_coordinate, axis=-1)
+            per_joint -= tf.reduce_min(weight, axis=-1) * log_g
+        else:
+            if self.base == "laplace":
+                base_term = _official_laplace(residual, inverse_sigma)
+            else:
+                base_term = _gaussian(residual)
+            log_g = self.flow.log_prob(-residual)[..., None]
+            per_joint = tf.reduce_sum(weight * (base_term + 2 * log_sigma - log_g), axis=-1)
+        return tf.reduce_sum(per_joint, axis=-1)
+
+    def get_config(self):
+        return {
+            "flow": keras.saving.serialize_keras_object(self.flow),
+            "base": self.base,
+            "convention": self.convention,
+            **super().get_config(),
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        flow = keras.saving.deserialize_keras_object(config["flow"])
+        return cls(**{**config, "flow": flow})

@@ -1,0 +1,298 @@
+"""How good a set of poses is: NumPy arrays and COCO dicts in, numbers out."""
+
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from rle_tf.errors import DataError
+
+AP_NAMES = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL")
+"""The numbers of the COCO keypoint challenge, in the order of `COCOeval.stats`."""
+
+
+def oks(
+    keypoints_px: ArrayLike,
+    references_px: ArrayLike,
+    areas_px2: ArrayLike,
+    sigmas: ArrayLike,
+    labelled: ArrayLike | None = None,
+) -> np.ndarray:
+    """Object keypoint similarity of poses to reference poses, in [0, 1].
+
+    The mean over joints of exp(-d^2 / (2 area (2 sigma)^2)), d the distance in pixels (COCO
+    keypoint challenge). Leading dimensions broadcast: `oks(a[:, None], b[None], ...)` compares
+    all with all.
+
+    Args:
+        keypoints_px: (..., K, 2) x and y.
+        references_px: (..., K, 2) x and y.
+        areas_px2: (...) area of the reference person.
+        sigmas: (K,) per-joint constants, as in `Skeleton.oks_sigmas`.
+        labelled: (..., K) bool, the joints that count; all of them where None. What the arrays
+            hold at the others does not matter.
+
+    Returns:
+        (...) float64; NaN where no joint is labelled.
+    """
+    squared_px2 = np.square(np.asarray(keypoints_px, float) - np.asarray(references_px, float))
+    variances = np.square(2 * np.asarray(sigmas, float))
+    # The machine epsilon is COCOeval's: it keeps an area of zero from dividing by zero.
+    areas_px2 = np.asarray(areas_px2, float)[..., None] + np.spacing(1.0)
+    similarity = np.exp(-squared_px2.sum(axis=-1) / variances / areas_px2 / 2)
+    if labelled is None:
+        return similarity.mean(axis=-1)
+    return _masked_mean(similarity, np.broadcast_to(labelled, similarity.shape), axis=-1)
+
+
+def oks_nms(
+    keypoints: ArrayLike,
+    scores: ArrayLike,
+    areas_px2: ArrayLike,
+    sigmas: ArrayLike,
+    threshold: float = 0.9,
+) -> np.ndarray:
+    """Removes duplicate detections of one image by their object keypoint similarity.
+
+    Goes from the highest score down; each detection kept removes the later ones whose OKS to it,
+    over all K joints and at the mean of the two areas, is above the threshold.
+
+    Args:
+        keypoints: (N, K, 2) x and y in pixels, or (N, K, 3) with a score that is not used.
+        scores: (N,) person scores.
+        areas_px2: (N,) areas of the persons.
+        sigmas: (K,) per-joint constants, as in `Skeleton.oks_sigmas`.
+        threshold: OKS above which two detections are of the same person.
+
+    Returns:
+        (M,) int64 indices of the detections kept, by decreasing score; ties in input order.
+    """
+    keypoints_px = np.asarray(keypoints, float)[..., :2]
+    areas_px2 = np.asarray(areas_px2, float)
+    remaining = np.argsort(-np.asarray(scores, float), kind="stable")
+    kept = []
+    while len(remaining):
+        best, remaining = remaining[0], remaining[1:]
+        kept.append(best)
+        mean_areas_px2 = (areas_px2[best] + areas_px2[remaining]) / 2
+        similarity = oks(keypoints_px[remaining], keypoints_px[best], mean_areas_px2, sigmas)
+        remaining = remaining[similarity <= threshold]
+    return np.array(kept, np.int64)
+
+
+def person_scores(joint_scores: ArrayLike, box_scores: ArrayLike = 0.0) -> np.ndarray:
+    """The score that ranks a person: detection score + mean + maximum of the joint scores.
+
+    Args:
+        joint_scores: (N, K), 1 - mean sigma of each joint.
+        box_scores: (N,) scores of the detector, or 0 where boxes come from the ground truth.
+
+    Returns:
+        (N,) float64.
+
+    Raises:
+        DataError: The shapes are not those.
+    """
+    joint_scores = np.asarray(joint_scores, float)
+    box_scores = np.asarray(box_scores, float)
+    if joint_scores.ndim != 2 or box_scores.shape not in ((), joint_scores.shape[:1]):
+        raise DataError(
+            f"person_scores: found joint scores {joint_scores.shape} and box scores "
+            f"{box_scores.shape}, expected (N, K) and (N,) or one number"
+        )
+    return box_scores + joint_scores.mean(axis=1) + joint_scores.max(axis=1)
+
+
+def per_joint_error(
+    predicted_px: ArrayLike,
+    target_px: ArrayLike,
+    labelled: ArrayLike,
+    areas_px2: ArrayLike,
+    longer_sides_px: ArrayLike,
+    pck_threshold: float = 0.1,
+) -> dict[str, np.ndarray | float]:
+    """How far each joint is off, in pixels, relative to the person, and as PCK.
+
+    Args:
+        predicted_px: (N, K, 2) x and y in image pixels.
+        target_px: (N, K, 2) x and y in image pixels.
+        labelled: (N, K) bool, the joints that count. What the arrays hold at the others does
+            not matter.
+        areas_px2: (N,) areas of the persons; errors are divided by their square roots, the
+            length that OKS measures in.
+        longer_sides_px: (N,) longer side of each person's box, the length that PCK measures in.
+        pck_threshold: A joint is correct when it is off by no more than this share of the
+            longer side.
+
+    Returns:
+        `"error_px"`, `"error_per_sqrt_area"` and `"pck"`, each (K,) float64, means over the
+        persons that have the joint labelled; `"mean_error_px"`, `"mean_error_per_sqrt_area"`
+        and `"mean_pck"`, means over all labelled joints of all persons; `"count"`, (K,) int64
+        labelled joints. NaN where nothing is labelled.
+
+    Raises:
+        DataError: A person with labelled joints has no positive area or longer side.
+    """
+    labelled = np.asarray(labelled, bool)
+    areas_px2 = np.asarray(areas_px2, float)
+    longer_sides_px = np.asarray(longer_sides_px, float)
+    bad = labelled.any(axis=1) & ~((areas_px2 > 0) & (longer_sides_px > 0))
+    if bad.any():
+        person = int(np.flatnonzero(bad)[0])
+        raise DataError(
+            f"per_joint_error: person {person} has an area of {areas_px2[person]:g} px2 and a "
+            f"longer side of {longer_sides_px[person]:g} px, expected both above 0"
+        )
+
+    # Where nothing is labelled the differences may be NaN and the lengths 0: put harmless
+    # values there before computing, so that a warning always means a mistake.
+    difference_px = np.asarray(predicted_px, float) - np.asarray(target_px, float)
+    error_px = np.linalg.norm(np.where(labelled[..., None], difference_px, 0), axis=-1)
+    any_labelled = labelled.any(axis=1)
+    relative = error_px / np.sqrt(np.where(any_labelled, areas_px2, 1))[:, None]
+    correct = error_px <= pck_threshold * longer_sides_px[:, None]
+
+    values = {"error_px": error_px, "error_per_sqrt_area": relative, "pck": correct}
+    per_joint = {name: _masked_mean(value, labelled, axis=0) for name, value in values.items()}
+    overall = {
+        f"mean_{name}": float(_masked_mean(value.ravel(), labelled.ravel(), axis=0))
+        for name, value in values.items()
+    }
+    return per_joint | overall | {"count": labelled.sum(axis=0)}
+
+
+def _masked_mean(values: np.ndarray, mask: np.ndarray, axis: int) -> np.ndarray:
+    """The mean along an axis where the mask holds; NaN where it holds nowhere."""
+    count = mask.sum(axis=axis)
+    total = np.where(mask, values, 0).sum(axis=axis, dtype=float)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def coco_from_dict(dataset: Mapping) -> COCO:
+    """The pycocotools index of a COCO dataset that is in memory, made without printing.
+
+    Args:
+        dataset: The content of a COCO annotation file. It is held, not copied.
+
+    Raises:
+        DataError: A list that COCO files have is missing.
+    """
+    missing = [key for key in ("images", "annotations", "categories") if key not in dataset]
+    if missing:
+        raise DataError(f"COCO dataset: found no {missing}, only {sorted(dataset)}")
+    coco = COCO()
+    coco.dataset = dataset
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco
+
+
+def coco_keypoint_ap(
+    ground_truth: COCO, results: Sequence[Mapping], sigmas: ArrayLike
+) -> dict[str, float]:
+    """COCO keypoint AP and AR over all images of a ground truth, by pycocotools' COCOeval.
+
+    People without labelled joints and crowds are ignored, and the 20 results of an image with
+    the highest scores count, as in the challenge. Prints nothing and changes neither argument.
+
+    Args:
+        ground_truth: COCO keypoint annotations of K joints.
+        results: What the evaluation server takes: dicts with `image_id`, `category_id`,
+            `keypoints` (3 K numbers x, y, score) and `score`. Other keys are not used: the
+            size that decides whether an unmatched result counts in APM or APL is that of its
+            keypoints, as on the server. May be empty.
+        sigmas: (K,) per-joint constants, as in `Skeleton.oks_sigmas`.
+
+    Returns:
+        The `AP_NAMES`, in [0, 1]; NaN (pycocotools: -1) for a size of which the ground truth
+        has nobody.
+
+    Raises:
+        DataError: An annotation or a result that cannot be scored, by its index.
+    """
+    sigmas = np.asarray(sigmas, float)
+    # COCOeval writes into the annotations it is given.
+    annotations = [dict(annotation) for annotation in ground_truth.dataset["annotations"]]
+    for index, annotation in enumerate(annotations):
+        _check_annotation(index, annotation, 3 * len(sigmas))
+    truth = coco_from_dict({**ground_truth.dataset, "annotations": annotations})
+
+    detections = []
+    for index, entry in enumerate(results):
+        keypoints = _checked_keypoints(index, entry, truth, 3 * len(sigmas))
+        extent = np.ptp(keypoints.reshape(-1, 3), axis=0)
+        detections.append(
+            {
+                "id": index + 1,  # COCOeval takes a match with id 0 for no match
+                "image_id": entry["image_id"],
+                "category_id": entry["category_id"],
+                "keypoints": keypoints,
+                "score": entry["score"],
+                "area": extent[0] * extent[1],
+            }
+        )
+    found = coco_from_dict({**ground_truth.dataset, "annotations": detections})
+
+    evaluation = COCOeval(truth, found, "keypoints")
+    evaluation.params.kpt_oks_sigmas = sigmas
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return {
+        name: float(value) if value >= 0 else float("nan")
+        for name, value in zip(AP_NAMES, evaluation.stats, strict=True)
+    }
+
+
+def _check_annotation(index: int, annotation: Mapping, length: int) -> None:
+    where = f"ground truth annotations[{index}] (id {annotation.get('id')})"
+    needed = ("image_id", "category_id", "keypoints", "num_keypoints", "area", "bbox", "iscrowd")
+    missing = [key for key in needed if key not in annotation]
+    if missing:
+        raise DataError(f"{where}: found no {missing}, expected COCO keypoint annotations")
+    if len(annotation["keypoints"]) != length:
+        raise DataError(
+            f"{where}: found {len(annotation['keypoints'])} numbers in keypoints, "
+            f"expected {length} (x, y, visibility of {length // 3} joints)"
+        )
+
+
+def _checked_keypoints(index: int, entry: Mapping, truth: COCO, length: int) -> np.ndarray:
+    where = f"results[{index}]"
+    missing = [k for k in ("image_id", "category_id", "keypoints", "score") if k not in entry]
+    if missing:
+        raise DataError(f"{where}: found no {missing}, only {sorted(entry)}")
+    if entry["image_id"] not in truth.imgs:
+        raise DataError(
+            f"{where}: found image_id {entry['image_id']!r}, which is none of the "
+            f"{len(truth.imgs)} images of the ground truth"
+        )
+    if entry["category_id"] not in truth.cats:
+        raise DataError(
+            f"{where}: found category_id {entry['category_id']!r}, expected one of "
+            f"{sorted(truth.cats)}"
+        )
+    try:
+        keypoints = np.asarray(entry["keypoints"], float)
+        score = float(entry["score"])
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where}: keypoints and score must be numbers: {error}") from error
+    if keypoints.shape != (length,):
+        raise DataError(
+            f"{where}: found keypoints of shape {keypoints.shape}, expected {length} numbers "
+            f"(x, y, score of {length // 3} joints)"
+        )
+    if not np.isfinite(keypoints).all():
+        position = int(np.flatnonzero(~np.isfinite(keypoints))[0])
+        raise DataError(
+            f"{where}: found {keypoints[position]} at keypoints[{position}] "
+            f"(joint {position // 3}), expected finite numbers"
+        )
+    if not np.isfinite(score):
+        raise DataError(f"{where}: found a score of {score}, expected a finite number")
+    return keypoints

@@ -1,0 +1,1 @@
+"""Backbones, and the regressor built on them."""

@@ -1,0 +1,205 @@
+"""The regressor: a backbone and a head that gives each joint's mean and log standard deviation."""
+
+import difflib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import keras
+import numpy as np
+from keras import layers
+
+from rle_tf.errors import ModelError
+from rle_tf.models.mobilenet import (
+    mobilenet,
+    mobilenet_v2,
+    mobilenet_v3_large,
+    mobilenet_v3_small,
+)
+from rle_tf.models.resnet import resnet
+from rle_tf.models.weights import load_weights
+from rle_tf.skeletons import Skeleton
+
+BACKBONES: dict[str, Callable[[tuple[int, int]], keras.Model]] = {
+    "resnet18": partial(resnet, 18),
+    "resnet34": partial(resnet, 34),
+    "resnet50": partial(resnet, 50),
+    "resnet101": partial(resnet, 101),
+    "resnet152": partial(resnet, 152),
+    "mobilenet": mobilenet,
+    "mobilenet_v2": mobilenet_v2,
+    "mobilenet_v3_small": mobilenet_v3_small,
+    "mobilenet_v3_large": mobilenet_v3_large,
+}
+
+HEADS = ("pooled", "soft_argmax")
+
+
+def build_backbone(
+    name: str,
+    image_size: tuple[int, int],
+    weights: str | Path | None = None,
+    output_layer: str | None = None,
+) -> keras.Model:
+    """A feature extractor.
+
+    Args:
+        name: A key of `BACKBONES`.
+        image_size: Height and width in pixels, multiples of 32.
+        weights: None for random ones, `"imagenet"`, or the path of a file; see
+            `rle_tf.models.weights.load_weights`. Loaded after the cut, so that weights of the
+            lower layers suffice for a backbone that ends there.
+        output_layer: Name of the layer whose output replaces the last features: fewer layers and,
+            lower down, a finer map.
+
+    Returns:
+        A functional model named "backbone": float image (B, H, W, 3) -> features (B, h, w, C),
+        h = H/32 and w = W/32 where it is not cut.
+
+    Raises:
+        ModelError: for an unknown name or output layer, an image size that is not two positive
+            multiples of 32, or weights that do not fit.
+    """
+    if name not in BACKBONES:
+        raise ModelError(f"unknown backbone {name!r}; the backbones are {', '.join(BACKBONES)}")
+    model = BACKBONES[name](_check_image_size(image_size))
+    features = model.output
+    if output_layer is not None:
+        names = [layer.name for layer in model.layers]
+        if output_layer not in names:
+            close = difflib.get_close_matches(output_layer, names, n=5, cutoff=0.5)
+            raise ModelError(
+                f"backbone {name} has no layer {output_layer!r}; "
+                + (f"close to it are {', '.join(close)}" if close else f"its last is {names[-1]}")
+            )
+        features = model.get_layer(output_layer).output
+    backbone = keras.Model(model.input, features, name="backbone")
+    if weights is not None:
+        load_weights(backbone, name, weights)
+    return backbone
+
+
+def build_regressor(
+    backbone: str | keras.Model,
+    skeleton: Skeleton,
+    dims: int = 2,
+    image_size: tuple[int, int] = (256, 192),
+    *,
+    weights: str | Path | None = None,
+    head: str = "pooled",
+    feature_norm: bool = True,
+    output_layer: str | None = None,
+) -> keras.Model:
+    """The regressor of Li et al., "Human pose regression with residual log-likelihood estimation"
+    (ICCV 2021), section 3.3: the mean and deviation of each joint's coordinates.
+
+    With f the average of the features over the map:
+
+    - head "pooled" (the paper's for ResNet): mu = W f/|f| + b;
+    - head "soft_argmax" (the paper's for HRNet; Sun et al., ECCV 2018): a map of scores for each
+      joint, mu_xy = sum over its cells of softmax(scores) * the cell's centre; the depth, if any,
+      as in "pooled". A cell's centre is ((i + 0.5)/n - 0.5), i of n cells;
+    - both: log_sigma = log_sigmoid(W' f + b').
+
+    Whatever the dtype policy, the heads compute in float32. Only layers and operations of Keras
+    itself are used: a saved model loads where this package is not installed.
+
+    Args:
+        backbone: A name (see `build_backbone`) or a model (B, H, W, 3) -> (B, h, w, C).
+        skeleton: Gives the number K of joints.
+        dims: Coordinates of a joint, D: 2 (x, y) or 3 (x, y, depth).
+        image_size: Height and width in pixels, multiples of 32.
+        weights: Pretrained weights of a backbone given by name.
+        head: "pooled" or "soft_argmax".
+        feature_norm: Whether the mean is taken of f/|f| (as the authors do) or of f.
+        output_layer: Where to cut a backbone given by name.
+
+    Returns:
+        A functional model named "regressor": float32 "image" (B, H, W, 3) -> {"mu": (B, K, D),
+        "log_sigma": (B, K, D)}, float32. x, y of mu = pixel / (W, H) - 0.5, depth = mm / 2000
+        relative to the root; sigma = exp(log_sigma), in the same units, is at most 1.
+
+    Raises:
+        ModelError: for an argument that is none of the above, weights that do not fit, or a model
+            as backbone whose input or output has another shape.
+    """
+    image_size = _check_image_size(image_size)
+    if dims not in (2, 3):
+        raise ModelError(f"dims is {dims!r}; expected 2 or 3")
+    if head not in HEADS:
+        raise ModelError(f"unknown head {head!r}; the heads are {', '.join(HEADS)}")
+    image = keras.Input((*image_size, 3), dtype="float32", name="image")
+    if isinstance(backbone, str):
+        backbone = build_backbone(backbone, image_size, weights, output_layer)
+    else:
+        _check_backbone(backbone, image, weights, output_layer)
+    features = backbone(image)
+
+    # Every layer from here on names its dtype: under a mixed policy the next one without would
+    # bring the outputs back to half precision.
+    joints = len(skeleton.joints)
+    pooled = layers.GlobalAveragePooling2D(dtype="float32", name="pool")(features)
+    normed = pooled
+    if feature_norm:
+        normed = layers.UnitNormalization(dtype="float32", name="feature_norm")(pooled)
+    if head == "pooled":
+        mu = _dense(normed, joints, dims, "mu")
+    else:
+        mu = _soft_argmax(features, joints)
+        if dims == 3:
+            depth = _dense(normed, joints, 1, "depth")
+            mu = layers.Concatenate(dtype="float32", name="mu_xyz")([mu, depth])
+    log_sigma = layers.Activation("log_sigmoid", dtype="float32", name="log_sigma")(
+        _dense(pooled, joints, dims, "sigma")
+    )
+    return keras.Model(image, {"mu": mu, "log_sigma": log_sigma}, name="regressor")
+
+
+def _check_image_size(image_size: tuple[int, int]) -> tuple[int, int]:
+    sizes = tuple(image_size) if isinstance(image_size, (tuple, list)) else ()
+    if len(sizes) != 2 or not all(
+        isinstance(size, int) and size > 0 and size % 32 == 0 for size in sizes
+    ):
+        raise ModelError(
+            f"image_size is {image_size!r}; expected (height, width), positive multiples of 32"
+        )
+    return sizes
+
+
+def _check_backbone(backbone: keras.Model, image, weights, output_layer) -> None:
+    if weights is not None or output_layer is not None:
+        raise ModelError("weights and output_layer are for a backbone given by its name")
+    size, fitting = tuple(backbone.input_shape), image.shape
+    if len(size) != 4 or any(
+        n not in (None, m) for n, m in zip(size[1:], fitting[1:], strict=True)
+    ):
+        raise ModelError(f"backbone {backbone.name} takes {size}; expected {fitting}")
+    if len(backbone.output_shape) != 4:
+        raise ModelError(
+            f"backbone {backbone.name} gives {backbone.output_shape}; expected (None, h, w, C)"
+        )
+
+
+def _dense(features, joints: int, dims: int, name: str):
+    """(B, C) -> (B, joints, dims). Glorot's uniform initialisation at a gain of 0.01."""
+    x = layers.Dense(
+        joints * dims,
+        kernel_initializer=keras.initializers.VarianceScaling(1e-4, "fan_avg", "uniform"),
+        dtype="float32",
+        name=f"{name}_dense",
+    )(features)
+    return layers.Reshape((joints, dims), dtype="float32", name=name)(x)
+
+
+def _soft_argmax(features, joints: int):
+    """(B, h, w, C) -> (B, joints, 2), x before y."""
+    height, width = features.shape[1:3]
+    x = layers.Conv2D(joints, 1, dtype="float32", name="score_maps")(features)
+    x = layers.Reshape((height * width, joints), dtype="float32", name="score_cells")(x)
+    x = layers.Permute((2, 1), dtype="float32", name="score_cells_by_joint")(x)
+    probability = layers.Softmax(dtype="float32", name="cell_probability")(x)
+    y_centres = (np.arange(height) + 0.5) / height - 0.5
+    x_centres = (np.arange(width) + 0.5) / width - 0.5
+    grid = np.stack(np.meshgrid(x_centres, y_centres), axis=-1).reshape(-1, 2)
+    # A constant and not a frozen layer: setting `trainable` on the model would thaw the latter.
+    return keras.ops.matmul(probability, grid.astype("float32"))

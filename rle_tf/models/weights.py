@@ -1,0 +1,201 @@
+"""Pretrained weights for a backbone: from the network or from a file, matched by name."""
+
+import io
+import logging
+import zipfile
+from pathlib import Path
+
+import h5py
+import keras
+import numpy as np
+import safetensors.numpy
+
+from rle_tf.errors import ModelError
+from rle_tf.models.mobilenet import (
+    mobilenet,
+    mobilenet_v2,
+    mobilenet_v3_large,
+    mobilenet_v3_small,
+)
+
+logger = logging.getLogger("rle_tf")
+
+# timm's copies of torchvision's first ImageNet weights, those that the paper starts from.
+RESNET_URLS = {
+    "resnet18": "https://huggingface.co/timm/resnet18.tv_in1k/resolve/main/model.safetensors",
+    "resnet34": "https://huggingface.co/timm/resnet34.tv_in1k/resolve/main/model.safetensors",
+    "resnet50": "https://huggingface.co/timm/resnet50.tv_in1k/resolve/main/model.safetensors",
+    "resnet101": "https://huggingface.co/timm/resnet101.tv_in1k/resolve/main/model.safetensors",
+    "resnet152": "https://huggingface.co/timm/resnet152.tv_in1k/resolve/main/model.safetensors",
+}
+
+# keras.applications downloads by itself.
+KERAS_PRETRAINED = {
+    "mobilenet": mobilenet,
+    "mobilenet_v2": mobilenet_v2,
+    "mobilenet_v3_small": mobilenet_v3_small,
+    "mobilenet_v3_large": mobilenet_v3_large,
+}
+
+
+def load_weights(backbone: keras.Model, name: str, weights: str | Path) -> None:
+    """Fills every variable of a backbone from pretrained weights, or fails and changes none.
+
+    Entries of the source that the backbone does not use (a classifier, the layers above a cut,
+    an optimizer's state) are ignored; the logger `rle_tf` says how many there were.
+
+    Args:
+        backbone: A functional model of `rle_tf.models.regressor.BACKBONES`, whole or cut.
+        name: Its name there; decides what `"imagenet"` means.
+        weights: `"imagenet"` (ResNets: torchvision's, trained on RGB in [0, 1] less its mean
+            (.485, .456, .406), over its deviation (.229, .224, .225); MobileNets: those of
+            keras.applications, trained on inputs in [-1, 1]) or a file: `.safetensors` or `.npz`
+            with torchvision's keys, `.npz` with keys `layer|variable`, or a `.weights.h5` or
+            `.keras` that Keras wrote, of this backbone or of any model that holds its layers.
+
+    Raises:
+        ModelError: if a download fails, or a file is absent, of another kind or unreadable, lacks
+            a variable or holds one of another shape.
+    """
+    source, values = _imagenet(name) if str(weights) == "imagenet" else _read(Path(weights))
+
+    found, problems = {}, []
+    for layer in backbone.layers:
+        for index, variable in enumerate(layer.weights):
+            keys = _possible_keys(layer, variable, index)
+            key = next((key for key in keys if key in values), None)
+            is_torch = key == keys[-1]
+            shape = tuple(variable.shape)
+            if is_torch and len(shape) == 4:
+                shape = tuple(shape[axis] for axis in (3, 2, 0, 1))
+            if key is None:
+                problems.append(f"{keys[0]} (or {keys[-1]}) is missing, expected shape {shape}")
+            elif values[key].shape != shape:
+                problems.append(f"{key} has shape {values[key].shape}, expected {shape}")
+            else:
+                # (out, in, height, width) -> (height, width, in, out)
+                transpose = is_torch and len(shape) == 4
+                value = values[key].transpose(2, 3, 1, 0) if transpose else values[key]
+                found[key] = (variable, value)
+    if problems:
+        shown = "; ".join(problems[:3]) + ("; ..." if len(problems) > 3 else "")
+        raise ModelError(
+            f"{source} does not fit the backbone {name}: of its {len(found) + len(problems)} "
+            f"variables {len(problems)} cannot be loaded: {shown}"
+        )
+    for variable, value in found.values():
+        variable.assign(value)
+    unused = sorted(set(values) - set(found))
+    logger.info(
+        "%s: loaded %d variables; ignored %d entries that %s does not use%s",
+        source,
+        len(found),
+        len(unused),
+        name,
+        f" ({', '.join(unused[:3])}{', ...' if len(unused) > 3 else ''})" if unused else "",
+    )
+
+
+# How torchvision calls the variables of a Keras convolution or batch normalisation.
+_TORCH_NAMES = {
+    "kernel": "weight",
+    "bias": "bias",
+    "gamma": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}
+
+
+def _possible_keys(layer: keras.Layer, variable: keras.Variable, index: int) -> list[str]:
+    keys = [f"{layer.name}|{variable.name}", f"{layer.name}|{index}"]
+    if isinstance(layer, keras.layers.DepthwiseConv2D):
+        keys.append(f"{layer.name}|depthwise_{variable.name}")  # its name before Keras 3
+    return [*keys, f"{layer.name.replace('_', '.')}.{_TORCH_NAMES[variable.name]}"]
+
+
+def _imagenet(name: str) -> tuple[str, dict[str, np.ndarray]]:
+    advice = "; weights may also be the path of a local file"
+    if name in RESNET_URLS:
+        url = RESNET_URLS[name]
+        try:
+            path = keras.utils.get_file(
+                f"{name}.tv_in1k.safetensors", origin=url, cache_subdir="models"
+            )
+        except Exception as error:  # Keras raises a bare Exception when a connection fails.
+            raise ModelError(
+                f"ImageNet weights of {name}: downloading {url} failed: {error}{advice}"
+            ) from error
+        return _read(Path(path))
+    if name in KERAS_PRETRAINED:
+        try:
+            model = KERAS_PRETRAINED[name]((224, 224), weights="imagenet")
+        except Exception as error:  # As above.
+            raise ModelError(
+                f"ImageNet weights of {name}: the download by keras.applications failed: "
+                f"{error}{advice}"
+            ) from error
+        return f"keras.applications' ImageNet weights of {name}", {
+            f"{layer.name}|{variable.name}": variable.value.numpy()
+            for layer in model.layers
+            for variable in layer.weights
+        }
+    raise ModelError(
+        f"no ImageNet weights are known for {name!r}, only for "
+        f"{', '.join([*RESNET_URLS, *KERAS_PRETRAINED])}{advice}"
+    )
+
+
+def _read(path: Path) -> tuple[str, dict[str, np.ndarray]]:
+    reader = next((READERS[end] for end in READERS if path.name.endswith(end)), None)
+    if reader is None:
+        raise ModelError(
+            f'weights {str(path)!r}: expected "imagenet" or a file that ends in '
+            f"{', '.join(READERS)}"
+        )
+    if not path.is_file():
+        raise ModelError(f"weights file {path} does not exist")
+    try:
+        return str(path), reader(path)
+    except Exception as error:  # What a broken file raises differs by format and by damage.
+        raise ModelError(
+            f"weights file {path} cannot be read as {''.join(path.suffixes)}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as arrays:
+        return {key: arrays[key] for key in arrays.files}
+
+
+def _read_keras(path: Path) -> dict[str, np.ndarray]:
+    # The weights alone: the model's own code (a training wrapper's, say) need not be importable.
+    with zipfile.ZipFile(path) as archive:
+        return _read_h5(io.BytesIO(archive.read("model.weights.h5")))
+
+
+def _read_h5(file: Path | io.BytesIO) -> dict[str, np.ndarray]:
+    """Values by `layer|index`, index in the order of `layer.weights`.
+
+    Keras itself matches layers by class and position, which loads a file of another architecture
+    as long as the shapes agree; the name that it stores with each layer is the safer key.
+    """
+    values = {}
+
+    def visit(_, entry):
+        if isinstance(entry, h5py.Group) and "name" in entry.attrs:
+            for index, value in entry.items():
+                values[f"{entry.attrs['name']}|{index}"] = value[()]
+
+    with h5py.File(file, "r") as root:
+        root.visititems(visit)
+    return values
+
+
+READERS = {
+    ".safetensors": safetensors.numpy.load_file,
+    ".npz": _read_npz,
+    ".weights.h5": _read_h5,
+    ".keras": _read_keras,
+}

@@ -1,0 +1,250 @@
+"""Images and boxes in, poses out: for photographs of one's own.
+
+A model is the folder of a training run or an exported SavedModel. Both see the same crops, uint8
+as a deployment would send them, so both give the same poses.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image, ImageOps
+
+from rle_tf import geometry
+from rle_tf.data.source import Poses
+from rle_tf.drawing import draw_poses
+from rle_tf.errors import DataError, ModelError
+from rle_tf.evaluation import decode, flip_back, forward_function
+from rle_tf.export.savedmodel import read_metadata
+from rle_tf.skeletons import Skeleton
+from rle_tf.training import RunFolder
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A regressor ready for photographs.
+
+    Attributes:
+        skeleton: What its joints are.
+        image_size: (height, width) of its input.
+        box_margin: Between a person's box and the crop.
+        forward: uint8 RGB crops (B, H, W, 3) -> {"mu": (B, K, D), "sigma": (B, K, D)}.
+    """
+
+    skeleton: Skeleton
+    image_size: tuple[int, int]
+    box_margin: float
+    forward: Callable[[tf.Tensor], dict[str, tf.Tensor]]
+
+    def __call__(self, image: np.ndarray, boxes_xyxy: np.ndarray) -> Poses:
+        """The poses of the people in some boxes of one image.
+
+        Args:
+            image: (height, width, 3) uint8 RGB.
+            boxes_xyxy: (N, 4) image pixels.
+
+        Returns:
+            N poses in pixels of the image.
+        """
+        crop_boxes = geometry.crop_boxes(boxes_xyxy, self.image_size, self.box_margin)
+        pixels = tf.constant(image)
+        crops = []
+        for low, high in zip(crop_boxes[:, :2], crop_boxes[:, 2:], strict=True):
+            matrix = geometry.crop_affine(
+                tf.constant((low + high) / 2), tf.constant(high - low), tf.constant(0.0),
+                self.image_size,
+            )  # fmt: skip
+            crops.append(geometry.warp(pixels, matrix, self.image_size))
+        crops = tf.round(tf.reshape(crops, (len(crop_boxes), *self.image_size, 3)))
+        return decode(self.forward(tf.cast(crops, tf.uint8)), crop_boxes, 0.0)
+
+
+def load_predictor(model: Path | str, flip_test: bool = False) -> Predictor:
+    """Loads a run folder, or the folder of an exported SavedModel or of its versions.
+
+    Args:
+        model: `runs/NAME`, `saved_models/NAME` (its newest version) or `saved_models/NAME/1`.
+        flip_test: Average with the prediction for the mirrored crop.
+
+    Raises:
+        ModelError: if the folder is neither.
+    """
+    model = Path(model)
+    if (model / "config.yaml").is_file():
+        config, regressor = RunFolder(model).load()
+        input_format = config.data.input_format
+        skeleton = config.data.source.skeleton
+        regress = forward_function(regressor, skeleton, flip_test)
+        return Predictor(
+            skeleton,
+            input_format.image_size,
+            input_format.box_margin,
+            lambda crops: regress(input_format.normalise(tf.cast(crops, tf.float32))),
+        )
+    versions = [path for path in model.glob("*") if path.name.isdecimal() and path.is_dir()]
+    if versions:
+        model = max(versions, key=lambda path: int(path.name))
+    if not (model / "saved_model.pb").is_file():
+        raise ModelError(
+            f"{model}: found neither config.yaml nor saved_model.pb; expected the folder of a "
+            "training run or of an exported model"
+        )
+    return _from_savedmodel(model, flip_test)
+
+
+def _from_savedmodel(folder: Path, flip_test: bool) -> Predictor:
+    metadata = read_metadata(folder)
+    loaded = tf.saved_model.load(str(folder))
+    signature = loaded.signatures["serving_default"]
+    skeleton = Skeleton(
+        name=metadata["skeleton"],
+        joints=tuple(metadata["joints"]),
+        flip_pairs=tuple(map(tuple, metadata["flip_pairs"])),
+        bones=tuple(map(tuple, metadata["bones"])),
+        upper_body=(),
+    )
+    height, width = metadata["image_size"]
+
+    def forward(crops):
+        # The signature lives as long as the object that it was loaded with.
+        assert loaded
+        output = signature(image=crops)
+        if not flip_test:
+            return output
+        mirrored = flip_back(
+            signature(image=crops[:, :, ::-1]), skeleton.flip_permutation, width
+        )
+        return {key: (output[key] + mirrored[key]) / 2 for key in ("mu", "sigma")}
+
+    return Predictor(skeleton, (height, width), metadata["box_margin"], forward)
+
+
+def read_image(path: Path) -> np.ndarray:
+    """A photograph as (height, width, 3) uint8 RGB, turned as its EXIF orientation says.
+
+    Raises:
+        DataError: if it cannot be read as an image.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; expected an image")
+    try:
+        with Image.open(path) as image:
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: cannot be read as an image: {error}") from None
+
+
+def read_boxes(path: Path) -> dict[str, np.ndarray]:
+    """Boxes of the people in each image: {image name: (N, 4) `boxes_xywh`}.
+
+    The file is a JSON object from image names, as given on the command line or without their
+    folder, to lists of [left, top, width, height] in pixels.
+
+    Raises:
+        DataError: if it is something else; the message names the entry.
+    """
+    try:
+        entries = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON: {error}") from None
+    expected = "expected {image name: [[left, top, width, height], ...]} in pixels"
+    if not isinstance(entries, dict):
+        raise DataError(f"{path}: holds a {type(entries).__name__}; {expected}")
+    for name, boxes in entries.items():
+        for box in boxes if isinstance(boxes, list) else [boxes]:
+            numbers = isinstance(box, list) and [v for v in box if isinstance(v, int | float)]
+            if not numbers or len(numbers) != 4 or len(box) != 4 or not all(
+                map(math.isfinite, numbers)
+            ):
+                raise DataError(f"{path}: '{name}' has the box {box!r:.100}; {expected}")
+    return {name: np.array(boxes, float).reshape(-1, 4) for name, boxes in entries.items()}
+
+
+def predict_images(
+    predictor: Predictor,
+    images: list[Path],
+    out: Path,
+    boxes_xywh: dict[str, np.ndarray] | None = None,
+    on_image: Callable[[Path], None] | None = None,
+) -> list[dict]:
+    """Writes `out/predictions.json` and, for each image, a PNG with the poses drawn.
+
+    Args:
+        predictor: The model.
+        images: Files.
+        out: A folder, made if absent.
+        boxes_xywh: From `read_boxes`. An image that it does not name, or all images where it is
+            None, are one person that fills the image.
+        on_image: Called with each image once it is done.
+
+    Returns:
+        What the JSON holds: a dict an image with `image` and `people`, each person with
+        `box_xywh`, `score` and `joints`: `name`, `x`, `y`, `sigma_x`, `sigma_y` (pixels of the
+        image) and `confidence` (1 - mean sigma).
+
+    Raises:
+        DataError: for an image that cannot be read, or a box without area inside its image.
+    """
+    boxes_xywh = dict(boxes_xywh or {})
+    out.mkdir(parents=True, exist_ok=True)
+    predictions, names = [], set()
+    for path in images:
+        image = read_image(path)
+        size = np.array([image.shape[1::-1]])
+        whole = np.array([[0.0, 0.0, *size[0]]])
+        boxes = boxes_xywh.pop(str(path), boxes_xywh.pop(path.name, whole))
+        boxes_xyxy = geometry.clip_boxes(boxes, size)
+        empty = (boxes_xyxy[:, 2:] <= boxes_xyxy[:, :2]).any(axis=1)
+        if empty.any():
+            raise DataError(
+                f"{path}: the box {boxes[empty][0].tolist()} has no area inside the image of "
+                f"{size[0, 0]}x{size[0, 1]}; expected [left, top, width, height] in pixels"
+            )
+        poses = predictor(image, boxes_xyxy)
+        drawn = draw_poses(image, poses.keypoints_px, poses.sigma_px, predictor.skeleton)
+        name = path.stem
+        while name in names:  # photographs of one name from several folders
+            name += "_"
+        names.add(name)
+        drawn.save(out / f"{name}.png")
+        predictions.append(
+            {"image": str(path), "people": _people(poses, boxes, predictor.skeleton)}
+        )
+        if on_image:
+            on_image(path)
+    if boxes_xywh:
+        LOG.warning("boxes of images that were not given: %s", ", ".join(sorted(boxes_xywh)))
+    (out / "predictions.json").write_text(json.dumps(predictions, indent=1) + "\n")
+    return predictions
+
+
+def _people(poses: Poses, boxes_xywh: np.ndarray, skeleton: Skeleton) -> list[dict]:
+    people = []
+    for row, box in enumerate(boxes_xywh):
+        joints = zip(
+            skeleton.joints,
+            poses.keypoints_px[row].round(2).tolist(),
+            poses.sigma_px[row].round(3).tolist(),
+            poses.joint_scores[row].round(4).tolist(),
+            strict=True,
+        )
+        people.append(
+            {
+                "box_xywh": box.tolist(),
+                "score": round(float(poses.person_scores[row]), 4),
+                "joints": [
+                    {"name": name, "x": x, "y": y, "sigma_x": sx, "sigma_y": sy, "confidence": c}
+                    for name, (x, y), (sx, sy), c in joints
+                ],
+            }
+        )
+    return people

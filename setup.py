@@ -1,0 +1,47 @@
+"""Packaging of rle-tf. Lower bounds are the versions that the tests have passed with."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "rle_tf/__init__.py").read_text())[1]
+
+TEST = ["pytest>=8.0", "opencv-python-headless>=4.9"]
+
+setup(
+    name="rle-tf",
+    version=VERSION,
+    description="Human pose regression with residual log-likelihood estimation, for Keras 3",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    # The recipes travel with the package, so that `rle-tf demo` works from anywhere.
+    packages=[*find_packages(include=["rle_tf", "rle_tf.*"]), "rle_tf.configs"],
+    package_dir={"rle_tf.configs": "configs"},
+    package_data={"rle_tf.configs": ["*.yaml"]},
+    install_requires=[
+        "tensorflow>=2.20",
+        "keras>=3.12",
+        "tensorflow-probability>=0.25",
+        "tf-keras>=2.20",  # tensorflow-probability 0.25 does not import without it
+        "numpy>=1.26",
+        "pycocotools>=2.0.8",
+        "pydantic>=2.9",
+        "ruamel.yaml>=0.18",
+        "typer>=0.15",
+        "rich>=13.9",
+        "pillow>=11.0",
+        "safetensors>=0.5",
+        "tensorboard>=2.18",
+        "ai-edge-litert>=2.0",
+    ],
+    extras_require={
+        "test": TEST,
+        "dev": [*TEST, "ruff>=0.9"],
+        "cuda": ["tensorflow[and-cuda]>=2.20"],
+    },
+    entry_points={"console_scripts": ["rle-tf = rle_tf.cli:main"]},
+)

@@ -1,0 +1,280 @@
+import subprocess
+import sys
+import textwrap
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from rle_tf.errors import ModelError
+from rle_tf.models.regressor import BACKBONES, HEADS, build_backbone, build_regressor
+from rle_tf.skeletons import COCO17, LSP14
+
+# Keras reads variables by np.array, which TensorFlow's do not support in full under NumPy 2.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+    ":keras.src.backend.tensorflow.core"
+)
+
+
+def patch_means(height: int, width: int, patch: int = 32) -> keras.Model:
+    """A backbone whose features are the mean colours of an image's square patches."""
+    image = keras.Input((height, width, 3))
+    return keras.Model(image, keras.layers.AveragePooling2D(patch)(image), name="patch_means")
+
+
+@pytest.fixture(scope="module", params=BACKBONES)
+def backbone(request):
+    return build_backbone(request.param, (64, 64))
+
+
+def test_every_backbone_gives_the_contracts_outputs(backbone):
+    assert backbone.name == "backbone"
+    assert backbone.output_shape[:3] == (None, 2, 2)
+    image = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype("float32")
+    for dims in (2, 3):
+        for head in HEADS:
+            regressor = build_regressor(backbone, LSP14, dims, (64, 64), head=head)
+            assert regressor.name == "regressor"
+            assert [tensor.name for tensor in regressor.inputs] == ["image"]
+            outputs = regressor(image)
+            assert set(outputs) == {"mu", "log_sigma"}
+            for value in outputs.values():
+                assert value.shape == (2, 14, dims)
+                assert value.dtype == tf.float32
+                assert np.isfinite(value).all()
+            assert (outputs["log_sigma"].numpy() <= 0).all()
+
+
+def test_regressor_by_name_is_the_papers_size():
+    regressor = build_regressor("resnet50", COCO17)
+    assert regressor.input_shape == (None, 256, 192, 3)
+    # Table 1 of the paper: 23.6 M.
+    parameters = sum(np.prod(variable.shape) for variable in regressor.trainable_variables)
+    assert parameters == 23_508_032 + 2 * (2048 * 34 + 34)
+
+
+def test_heads_begin_with_a_gain_of_one_hundredth():
+    regressor = build_regressor(patch_means(64, 64), COCO17, image_size=(64, 64))
+    limit = 0.01 * np.sqrt(6 / (3 + 34))
+    for layer in ("mu_dense", "sigma_dense"):
+        kernel = regressor.get_layer(layer).kernel.value.numpy()
+        assert 0.9 * limit < np.abs(kernel).max() <= limit
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_outputs_stay_float32_under_a_mixed_policy(policy, head):
+    previous = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        cut = build_backbone("mobilenet", (64, 64), output_layer="conv_pw_3_relu")
+        regressor = build_regressor(cut, COCO17, 3, (64, 64), head=head)
+    finally:
+        keras.config.set_dtype_policy(previous)
+    backbone = regressor.get_layer("backbone")
+    assert backbone.output.dtype == policy.removeprefix("mixed_")
+    # Those of the head: the backbone is one layer here.
+    assert {
+        layer.compute_dtype
+        for layer in regressor.layers
+        if layer is not backbone and not isinstance(layer, keras.layers.InputLayer)
+    } == {"float32"}
+    outputs = regressor(np.zeros((1, 64, 64, 3), "float32"))
+    assert {name: value.dtype for name, value in outputs.items()} == {
+        "mu": tf.float32,
+        "log_sigma": tf.float32,
+    }
+
+
+def test_feature_norm_divides_the_means_features_alone():
+    image = np.random.default_rng(1).uniform(0.1, 1, (2, 64, 96, 3)).astype("float32")
+    backbone = patch_means(64, 96)
+    normed = build_regressor(backbone, COCO17, image_size=(64, 96))
+    plain = build_regressor(backbone, COCO17, image_size=(64, 96), feature_norm=False)
+    np.testing.assert_allclose(normed(image)["mu"], normed(5 * image)["mu"], rtol=0, atol=1e-7)
+    for regressor, name in ((normed, "log_sigma"), (plain, "log_sigma"), (plain, "mu")):
+        assert not np.allclose(regressor(image)[name], regressor(5 * image)[name], rtol=1e-4)
+
+    kernel, bias = (v.value.numpy() for v in normed.get_layer("mu_dense").weights)
+    feature = image.mean(axis=(1, 2))
+    expected = feature / np.linalg.norm(feature, axis=1, keepdims=True) @ kernel + bias
+    np.testing.assert_allclose(normed(image)["mu"], expected.reshape(2, 17, 2), rtol=0, atol=1e-7)
+
+
+def test_zero_features_give_finite_outputs_and_gradients():
+    regressor = build_regressor(patch_means(64, 64), COCO17, image_size=(64, 64))
+    image = tf.zeros((1, 64, 64, 3))
+    with tf.GradientTape() as tape:
+        tape.watch(image)
+        outputs = regressor(image)
+        total = tf.reduce_sum(outputs["mu"]) + tf.reduce_sum(outputs["log_sigma"])
+    np.testing.assert_array_equal(outputs["mu"], 0)
+    for gradient in tape.gradient(total, [image, *regressor.trainable_variables]):
+        assert np.isfinite(gradient).all()
+
+
+def test_log_sigma_is_finite_and_not_positive_for_any_raw_sigma():
+    regressor = build_regressor(patch_means(64, 64), COCO17, image_size=(64, 64))
+    kernel, bias = regressor.get_layer("sigma_dense").weights
+    kernel.assign(np.zeros(kernel.shape))
+    raw = np.zeros(34, "float32")
+    raw[:9] = 0, 1, -1, 100, -100, 1e30, -1e30, np.finfo("float32").max, -np.finfo("float32").max
+    bias.assign(raw)
+    log_sigma = regressor(np.zeros((1, 64, 64, 3)))["log_sigma"].numpy().ravel()
+    expected = -np.logaddexp(0, -raw.astype("float64"))
+    np.testing.assert_allclose(log_sigma, expected, rtol=1e-6, atol=1e-30)
+    assert np.isfinite(log_sigma).all() and (log_sigma <= 0).all()
+
+
+def test_soft_argmax_of_a_peaked_map_is_the_cells_centre():
+    regressor = build_regressor(
+        patch_means(64, 96), COCO17, image_size=(64, 96), head="soft_argmax"
+    )
+    kernel, _ = regressor.get_layer("score_maps").weights
+    scores = np.zeros(kernel.shape, "float32")
+    scores[0, 0, 0, 3] = 1e3  # joint 3 reads the first colour, the others see flat maps
+    kernel.assign(scores)
+    for row in range(2):
+        for column in range(3):
+            image = np.zeros((1, 64, 96, 3), "float32")
+            image[0, 32 * row : 32 * row + 32, 32 * column : 32 * column + 32, 0] = 1
+            mu = regressor(image)["mu"].numpy()[0]
+            # The middle of the cell's pixels, in the contract's coordinates.
+            expected = (32 * column + 16) / 96 - 0.5, (32 * row + 16) / 64 - 0.5
+            np.testing.assert_allclose(mu[3], expected, atol=1e-6)
+            np.testing.assert_allclose(np.delete(mu, 3, axis=0), 0, atol=1e-6)
+
+
+def test_soft_argmax_of_two_equal_peaks_is_between_them():
+    regressor = build_regressor(
+        patch_means(64, 96), COCO17, image_size=(64, 96), head="soft_argmax"
+    )
+    kernel, _ = regressor.get_layer("score_maps").weights
+    kernel.assign(np.full(kernel.shape, 1e3))
+    image = np.zeros((1, 64, 96, 3), "float32")
+    image[0, :32, :32] = image[0, 32:, :32] = 1
+    np.testing.assert_allclose(regressor(image)["mu"][0, 0], (16 / 96 - 0.5, 0), atol=1e-6)
+
+
+def test_soft_argmax_grid_is_no_variable_and_survives_cloning():
+    regressor = build_regressor(
+        patch_means(64, 96), COCO17, 3, (64, 96), head="soft_argmax", feature_norm=False
+    )
+    assert {variable.path.split("/")[0] for variable in regressor.variables} == {
+        "score_maps",
+        "depth_dense",
+        "sigma_dense",
+    }
+    clone = keras.models.clone_model(regressor)
+    for copy, original in zip(clone.variables, regressor.variables, strict=True):
+        copy.assign(original)
+    image = np.random.default_rng(2).normal(size=(1, 64, 96, 3)).astype("float32")
+    for name, value in regressor(image).items():
+        np.testing.assert_array_equal(clone(image)[name], value)
+
+
+def test_depth_of_the_soft_argmax_head_comes_from_pooled_features():
+    regressor = build_regressor(
+        patch_means(64, 96), COCO17, 3, (64, 96), head="soft_argmax", feature_norm=False
+    )
+    image = np.random.default_rng(3).normal(size=(1, 64, 96, 3)).astype("float32")
+    kernel, bias = (v.value.numpy() for v in regressor.get_layer("depth_dense").weights)
+    expected = image.mean(axis=(1, 2)) @ kernel + bias
+    np.testing.assert_allclose(regressor(image)["mu"][..., 2], expected, atol=1e-6)
+
+
+def test_saved_regressor_loads_without_this_package(tmp_path):
+    image = np.random.default_rng(4).normal(size=(2, 64, 96, 3)).astype("float32")
+    arrays = {"image": image}
+    for head in HEADS:
+        backbone = build_backbone("mobilenet", (64, 96), output_layer="conv_pw_5_relu")
+        regressor = build_regressor(backbone, COCO17, 3, (64, 96), head=head)
+        regressor.save(tmp_path / f"{head}.keras")
+        for name, value in regressor(image).items():
+            arrays[f"{head}_{name}"] = value.numpy()
+    np.savez(tmp_path / "expected.npz", **arrays)
+    script = """
+        import sys
+
+        class Blocker:
+            def find_spec(self, name, path=None, target=None):
+                if name.split(".")[0] in ("rle_tf", "tensorflow_probability"):
+                    raise ImportError(f"{name} is blocked")
+
+        sys.meta_path.insert(0, Blocker())
+        try:
+            import rle_tf
+        except ImportError:
+            pass
+        else:
+            raise SystemExit("the package is not blocked")
+
+        import keras
+        import numpy as np
+
+        arrays = np.load("expected.npz")
+        for head in ("pooled", "soft_argmax"):
+            outputs = keras.saving.load_model(f"{head}.keras")(arrays["image"])
+            for name in ("mu", "log_sigma"):
+                np.testing.assert_array_equal(outputs[name].numpy(), arrays[f"{head}_{name}"])
+        print("equal")
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert result.stdout == "equal\n", result.stderr
+
+
+def test_backbone_is_cut_at_the_named_layer():
+    backbone = build_backbone("mobilenet", (64, 96), output_layer="conv_pw_11_relu")
+    assert backbone.output_shape == (None, 4, 6, 512)
+    assert backbone.layers[-1].name == "conv_pw_11_relu"
+    regressor = build_regressor("mobilenet", COCO17, 2, (64, 96), output_layer="conv_pw_11_relu")
+    assert regressor.get_layer("backbone").output_shape == (None, 4, 6, 512)
+
+
+def test_a_backbone_of_ones_own_may_leave_its_size_open():
+    image = keras.Input((None, None, 3))
+    features = keras.layers.Conv2D(8, 3, strides=8)(image)
+    regressor = build_regressor(
+        keras.Model(image, features), COCO17, 2, (64, 96), head="soft_argmax"
+    )
+    assert regressor(np.zeros((1, 64, 96, 3)))["mu"].shape == (1, 17, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"backbone": "resnet51"}, "'resnet51'.*resnet18.*resnet50.*mobilenet_v3_large"),
+        ({"head": "heatmap"}, "'heatmap'.*pooled, soft_argmax"),
+        ({"dims": 4}, "dims is 4; expected 2 or 3"),
+        ({"image_size": (64, 50)}, r"\(64, 50\); expected \(height, width\).*multiples of 32"),
+        ({"image_size": (0, 64)}, r"\(0, 64\); expected"),
+        ({"image_size": (64, 64, 3)}, r"\(64, 64, 3\); expected"),
+        ({"image_size": 64}, "64; expected"),
+        (
+            {"output_layer": "conv_pw_14_relu"},
+            "mobilenet has no layer 'conv_pw_14_relu'; close to it are .*conv_pw_1[0-3]_relu",
+        ),
+        ({"output_layer": "@"}, "no layer '@'; its last is conv_pw_13_relu"),
+        ({"backbone": patch_means(64, 96)}, r"takes \(None, 64, 96, 3\); expected"),
+        ({"backbone": patch_means(64, 64), "weights": "imagenet"}, "given by its name"),
+        ({"backbone": patch_means(64, 64), "output_layer": "pool"}, "given by its name"),
+    ],
+)
+def test_arguments_that_are_refused(arguments, message):
+    arguments = {"backbone": "mobilenet", "skeleton": COCO17, "image_size": (64, 64), **arguments}
+    with pytest.raises(ModelError, match=message):
+        build_regressor(**arguments)
+
+
+def test_a_backbone_that_gives_no_map_is_refused():
+    image = keras.Input((64, 64, 3))
+    pooled = keras.Model(image, keras.layers.GlobalAveragePooling2D()(image))
+    with pytest.raises(ModelError, match=r"\(None, 3\); expected \(None, h, w, C\)"):
+        build_regressor(pooled, COCO17, image_size=(64, 64))

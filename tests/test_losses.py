@@ -1,0 +1,364 @@
+"""The losses: golden numbers, closed forms, supervision, numerics, use in Keras and TensorFlow."""
+
+import functools
+import itertools
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from rle_tf.errors import ModelError
+from rle_tf.flow import RealNVP
+from rle_tf.losses import L1Loss, RLELoss
+
+VARIANTS = list(itertools.product(["laplace", "gaussian"], ["paper", "official"]))
+
+
+def load_reference_weights(flow, arrays, prefix):
+    """Fills the flow from dense weights `<prefix>/{s,t}.<coupling>.{0,2,4}.{weight,bias}`."""
+    for letter, nets in [("s", flow.scale_nets), ("t", flow.shift_nets)]:
+        for i, net in enumerate(nets):
+            for j, dense in zip([0, 2, 4], net.dense, strict=True):
+                dense.kernel.assign(arrays[f"{prefix}/{letter}.{i}.{j}.weight"].T)
+                dense.bias.assign(arrays[f"{prefix}/{letter}.{i}.{j}.bias"])
+
+
+def reference_gradients(flow, arrays):
+    """Pairs (variable, the stored gradient in the variable's layout) over the whole flow."""
+    pairs = []
+    for letter, nets in [("s", flow.scale_nets), ("t", flow.shift_nets)]:
+        for i, net in enumerate(nets):
+            for j, dense in zip([0, 2, 4], net.dense, strict=True):
+                key = f"flow_grad/{letter}.{i}.{j}"
+                pairs.append((dense.kernel, arrays[f"{key}.weight"].T))
+                pairs.append((dense.bias, arrays[f"{key}.bias"]))
+    return pairs
+
+
+@functools.cache
+def bent_flow(dims=2, layers=6):
+    """A flow far from the identity; shared, so not to be trained."""
+    keras.utils.set_random_seed(0)
+    flow = RealNVP(dims, layers)
+    for variable in flow.variables:
+        variable.assign_add(0.1 * keras.random.normal(variable.shape))
+    return flow
+
+
+def batch(seed=0, dims=2, people=4, joints=5):
+    """A target with every weight 1 and an output, as NumPy arrays."""
+    rng = np.random.default_rng(seed)
+    shape = (people, joints, dims)
+    keypoints = rng.uniform(-0.5, 0.5, shape).astype("float32")
+    target = {"keypoints": keypoints, "weight": np.ones(shape, "float32")}
+    output = {
+        "mu": keypoints + rng.normal(0, 0.1, shape).astype("float32"),
+        "log_sigma": rng.uniform(-4, -1, shape).astype("float32"),
+    }
+    return target, output
+
+
+def value_and_gradients(loss, target, output):
+    """The reduced loss and its gradients for mu, log_sigma and the flow's variables, NumPy."""
+    output = {key: tf.constant(value) for key, value in output.items()}
+    variables = loss.flow.trainable_variables if loss.flow else []
+    with tf.GradientTape() as tape:
+        tape.watch(output)
+        value = loss(target, output)
+    gradients = tape.gradient(value, [output["mu"], output["log_sigma"], *variables])
+    return value.numpy(), [None if g is None else g.numpy() for g in gradients]
+
+
+def test_official_convention_reproduces_the_reference(golden):
+    arrays = golden("loss2d")
+    flow = RealNVP(2)
+    load_reference_weights(flow, arrays, "flow_weight")
+    # The reference divides the sum over everything by the batch size: the mean over samples.
+    loss = RLELoss(flow, convention="official")
+    mu, raw_sigma = tf.constant(arrays["pred"]), tf.constant(arrays["raw_sigma"])
+    target = {"keypoints": arrays["target"], "weight": arrays["weight"]}
+    references = reference_gradients(flow, arrays)
+    assert len(references) == len(flow.trainable_variables)
+    with tf.GradientTape() as tape:
+        tape.watch([mu, raw_sigma])
+        value = loss(target, {"mu": mu, "log_sigma": tf.math.log_sigmoid(raw_sigma)})
+    gradients = tape.gradient(value, [mu, raw_sigma, *(v.value for v, _ in references)])
+
+    np.testing.assert_allclose(value, arrays["loss"], rtol=1e-4)
+    np.testing.assert_allclose(gradients[0], arrays["grad_pred"], rtol=1e-4)
+    np.testing.assert_allclose(gradients[1], arrays["grad_raw_sigma"], rtol=1e-4)
+    for gradient, (_, reference) in zip(gradients[2:], references, strict=True):
+        # A weight's gradient is a sum over all joints, and where the terms cancel their rounding
+        # stays: measured against the variable's largest entry.
+        np.testing.assert_allclose(gradient, reference, rtol=0, atol=1e-4 * np.abs(reference).max())
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("base", ["laplace", "gaussian"])
+def test_paper_convention_with_identity_flow_is_the_closed_form(base, dims):
+    target, output = batch(dims=dims)
+    rng = np.random.default_rng(1)
+    target["weight"] = rng.uniform(0.2, 2, target["weight"].shape).astype("float32")
+    loss = RLELoss(RealNVP(dims, layers=0), base=base, reduction=None)(target, output)
+
+    mu, log_sigma, keypoints, weight = (
+        a.astype("float64")
+        for a in (output["mu"], output["log_sigma"], target["keypoints"], target["weight"])
+    )
+    r = (keypoints - mu) / np.exp(log_sigma)
+    if base == "laplace":
+        log_q = -np.abs(r) - np.log(2)
+    else:
+        log_q = -(r**2) / 2 - np.log(np.sqrt(2 * np.pi))
+    log_g = (-(r**2) / 2 - np.log(np.sqrt(2 * np.pi))).sum(-1)
+    per_joint = (weight * (log_sigma - log_q)).sum(-1) - weight.min(-1) * log_g
+    assert loss.shape == (4,)
+    np.testing.assert_allclose(loss, per_joint.sum(-1), rtol=1e-5)
+
+
+def test_conventions_differ_as_documented():
+    """With the same flow and unit weights: official = paper + the terms its docstring lists."""
+    target, output = batch()
+    flow = bent_flow()
+    r = (target["keypoints"] - output["mu"]) / np.exp(output["log_sigma"])
+    sigma_term = output["log_sigma"].sum((1, 2))
+    paper = RLELoss(flow, reduction=None)(target, output)
+    official = RLELoss(flow, convention="official", reduction=None)(target, output)
+    difference = (
+        sigma_term
+        - (2 * flow.log_prob(-r) - flow.log_prob(r)).numpy().sum(-1)
+        + (np.log(np.sqrt(2 * np.pi)) - np.log(2) + np.abs(r) * (1 / np.sqrt(2) - 1)).sum((1, 2))
+    )
+    np.testing.assert_allclose(official - paper, difference, rtol=1e-4, atol=1e-3)
+    gaussian = RLELoss(flow, base="gaussian", convention="official", reduction=None)
+    difference = (r**2 / 2 - np.abs(r) / np.sqrt(2)).sum((1, 2))
+    np.testing.assert_allclose(
+        gaussian(target, output) - official, difference, rtol=1e-4, atol=1e-3
+    )
+
+
+def test_l1_is_the_weighted_absolute_error_and_leaves_sigma_alone():
+    target, output = batch()
+    target["weight"][1, 2, 0] = 0.5
+    target["weight"][0, 0] = 0
+    target["keypoints"][0, 0] = np.nan
+    value, (grad_mu, grad_log_sigma) = value_and_gradients(L1Loss("sum"), target, output)
+    error = np.nan_to_num(np.abs(target["keypoints"] - output["mu"]))
+    np.testing.assert_allclose(value, (target["weight"] * error).sum(), rtol=1e-5)
+    sign = np.sign(np.nan_to_num(output["mu"] - target["keypoints"]))
+    np.testing.assert_array_equal(grad_mu, sign * target["weight"])
+    assert grad_log_sigma is None
+    assert L1Loss().flow is None
+
+
+@pytest.mark.parametrize("base,convention", VARIANTS)
+@pytest.mark.parametrize("absent", [np.nan, np.inf])
+def test_unsupervised_joints_add_exactly_nothing(base, convention, absent):
+    """The same as a batch in which those joints do not exist: value and every gradient."""
+    target, output = batch(joints=5)
+    present = [0, 2, 3]
+    target["keypoints"][:, [1, 4]] = absent
+    target["weight"][:, [1, 4]] = 0
+    output["log_sigma"][:, 4] = -80
+    loss = RLELoss(bent_flow(), base, convention)
+    value, gradients = value_and_gradients(loss, target, output)
+    without, gradients_without = value_and_gradients(
+        loss,
+        {key: a[:, present] for key, a in target.items()},
+        {key: a[:, present] for key, a in output.items()},
+    )
+    np.testing.assert_allclose(value, without, rtol=1e-6)
+    for gradient, reference in zip(gradients[:2], gradients_without[:2], strict=True):
+        np.testing.assert_array_equal(gradient[:, [1, 4]], 0)
+        np.testing.assert_allclose(gradient[:, present], reference, rtol=1e-5, atol=1e-5)
+    for gradient, reference in zip(gradients[2:], gradients_without[2:], strict=True):
+        scale = np.abs(reference).max()
+        np.testing.assert_allclose(gradient, reference, rtol=1e-5, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("base,convention", VARIANTS)
+def test_a_batch_without_supervision_is_exactly_zero(base, convention):
+    target, output = batch()
+    target["weight"][:] = 0
+    target["keypoints"][:] = np.nan
+    value, gradients = value_and_gradients(RLELoss(bent_flow(), base, convention), target, output)
+    assert value == 0
+    for gradient in gradients:
+        np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize("convention", ["paper", "official"])
+def test_a_joint_supervised_in_part(convention):
+    """z unsupervised (a 2D annotation in a 3D model): its mean, sigma and target do not matter."""
+    target, output = batch(dims=3)
+    target["weight"][..., 2] = 0
+    loss = RLELoss(bent_flow(3), convention=convention)
+    value, gradients = value_and_gradients(loss, target, output)
+    assert np.all(gradients[0][..., 2] == 0) and np.all(gradients[1][..., 2] == 0)
+    assert np.all(gradients[0][..., :2] != 0)
+    for gradient in gradients[2:]:
+        # The joint density counts where every coordinate is supervised, or once per coordinate.
+        assert np.any(gradient != 0) == (convention == "official")
+    target["keypoints"][..., 2] = np.nan
+    output["mu"][..., 2] += 3
+    output["log_sigma"][..., 2] -= 5
+    assert loss(target, output) == value
+
+
+@pytest.mark.parametrize("base,convention", VARIANTS)
+def test_extremes_stay_finite(base, convention):
+    """Through a network as well: errors to 1e6, log_sigma to -80, residuals to 1e6 and beyond."""
+    magnitudes = [0, 1e-30, 1e-12, 1e-6, 1e-3, 1, 1e3, 1e6]
+    log_sigmas = [-80, -40, -20.7, -13.8, -5, 0, 3]
+    grid = np.array([(e, s) for e, s in itertools.product(magnitudes, log_sigmas)], "float32")
+    error = np.stack([grid[:, 0], -grid[::-1, 0]], axis=-1)[None]
+    log_sigma = np.stack([grid[:, 1], grid[:, 1]], axis=-1)[None]
+    target = {"keypoints": error, "weight": np.ones_like(error)}
+    loss = RLELoss(bent_flow(), base, convention)
+    kernel = tf.Variable(tf.zeros((3, 2)))
+    features = tf.random.stateless_normal((1, len(grid), 3), seed=[0, 1])
+    with tf.GradientTape() as tape:
+        mu = features @ kernel
+        output = {"mu": mu, "log_sigma": log_sigma + features @ kernel}
+        tape.watch(output)
+        value = loss(target, output)
+    flow = [v.value for v in loss.flow.trainable_variables]
+    gradients = tape.gradient(value, [kernel, output["mu"], output["log_sigma"], *flow])
+    for number in [value, *gradients]:
+        assert np.all(np.isfinite(number))
+    # Where a sigma is far too small its joint's are pushed up, so that training can come back.
+    too_small = (np.abs(error) > 1e3 * np.exp(log_sigma)).any(axis=-1)
+    assert too_small.sum() > 20
+    assert np.all(gradients[2].numpy().sum(axis=-1)[too_small] < 0)
+
+
+@pytest.mark.parametrize("base,convention", VARIANTS)
+def test_the_bound_changes_nothing_inside(base, convention, monkeypatch):
+    target, output = batch()
+    output["log_sigma"] -= 6  # residuals to a few thousand
+    loss = RLELoss(bent_flow(), base, convention)
+    value, gradients = value_and_gradients(loss, target, output)
+    monkeypatch.setattr("rle_tf.losses.MAX_RESIDUAL", 1e30)
+    monkeypatch.setattr("rle_tf.losses.MIN_SIGMA", 1e-30)
+    value_unbounded, gradients_unbounded = value_and_gradients(loss, target, output)
+    assert value == value_unbounded
+    for bounded, unbounded in zip(gradients, gradients_unbounded, strict=True):
+        np.testing.assert_array_equal(bounded, unbounded)
+
+
+@pytest.mark.parametrize("base,convention", VARIANTS)
+def test_training_recovers_from_far_outside_the_bound(base, convention):
+    """One joint, error 1, sigma e^-80: signed steps on log_sigma alone find a sensible sigma."""
+    ones = tf.ones((1, 1, 2))
+    loss = RLELoss(RealNVP(2, layers=0), base, convention)
+
+    @tf.function
+    def descend(log_sigma):
+        for _ in tf.range(200):
+            with tf.GradientTape() as tape:
+                tape.watch(log_sigma)
+                output = {"mu": 0 * ones, "log_sigma": log_sigma}
+                value = loss({"keypoints": ones, "weight": ones}, output)
+            log_sigma -= 0.5 * tf.sign(tape.gradient(value, log_sigma))
+        return log_sigma
+
+    assert np.all(np.abs(descend(-80 * ones)) < 1.5)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_outputs_are_computed_in_float32(dtype):
+    target, output = batch()
+    loss = RLELoss(bent_flow())
+    half = {key: tf.cast(a, dtype) for key, a in output.items()}
+    rounded = {key: tf.cast(a, "float32") for key, a in half.items()}
+    value = loss(target, half)
+    assert value.dtype == tf.float32
+    assert value == loss(target, rounded)
+
+
+def test_a_confident_hit_scores_below_zero():
+    target, output = batch()
+    output["mu"] = target["keypoints"]
+    output["log_sigma"][:] = -6
+    loss = RLELoss(RealNVP(2, layers=0))
+    value, (_, grad_log_sigma) = value_and_gradients(loss, target, output)
+    assert value < -20
+    np.testing.assert_allclose(grad_log_sigma, 1 / 4, rtol=1e-6)  # mean over 4 people
+
+
+def test_reduction_is_the_mean_over_samples_and_takes_sample_weights():
+    target, output = batch()
+    flow = bent_flow()
+    each = RLELoss(flow, reduction=None)(target, output).numpy()
+    np.testing.assert_allclose(RLELoss(flow)(target, output), each.mean(), rtol=1e-6)
+    weighted = RLELoss(flow, reduction="sum")(target, output, sample_weight=[0.0, 1, 0, 2])
+    np.testing.assert_allclose(weighted, each[1] + 2 * each[3], rtol=1e-6)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("convention", ["paper", "official"])
+def test_compiled_equals_eager(convention, jit_compile):
+    target, output = batch()
+    target["weight"][0, 1] = 0
+    target["keypoints"][0, 1] = np.nan
+    loss = RLELoss(bent_flow(layers=2), convention=convention)
+
+    @tf.function(jit_compile=jit_compile)
+    def compiled(target, output):
+        with tf.GradientTape() as tape:
+            tape.watch(output)
+            value = loss(target, output)
+        return value, tape.gradient(value, [output["mu"], output["log_sigma"]])
+
+    value, gradients = value_and_gradients(loss, target, output)
+    compiled_value, compiled_gradients = compiled(
+        {key: tf.constant(a) for key, a in target.items()},
+        {key: tf.constant(a) for key, a in output.items()},
+    )
+    np.testing.assert_allclose(compiled_value, value, rtol=1e-4)
+    for gradient, reference in zip(compiled_gradients, gradients[:2], strict=True):
+        np.testing.assert_allclose(gradient, reference, rtol=1e-3, atol=1e-3)
+
+
+def test_rle_serialises_with_its_flow():
+    loss = RLELoss(
+        RealNVP(3, layers=2, hidden=8), "gaussian", "official", reduction="sum", name="mine"
+    )
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(loss))
+    assert isinstance(again, RLELoss)
+    assert again.get_config() == loss.get_config()
+    assert (again.base, again.convention) == ("gaussian", "official")
+    assert (again.flow.dims, again.flow.hidden, len(again.flow.scale_nets)) == (3, 8, 2)
+    for mine, other in zip(loss.flow.variables, again.flow.variables, strict=True):
+        other.assign(mine)
+    target, output = batch(dims=3)
+    assert again(target, output) == loss(target, output)
+
+
+def test_l1_serialises():
+    again = keras.saving.deserialize_keras_object(
+        keras.saving.serialize_keras_object(L1Loss("sum", name="mine"))
+    )
+    assert isinstance(again, L1Loss)
+    assert again.get_config() == {"name": "mine", "reduction": "sum"}
+
+
+def test_unknown_options_are_refused_with_the_valid_ones():
+    with pytest.raises(ModelError, match="base is 'laplacian', expected one of laplace, gaussian"):
+        RLELoss(RealNVP(2, layers=0), base="laplacian")
+    with pytest.raises(ModelError, match="convention is 'mmpose', expected one of paper, official"):
+        RLELoss(RealNVP(2, layers=0), convention="mmpose")
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    target, output = batch()
+    with pytest.raises(ModelError, match=r"\(4, 5, 2\), expected \(B, K, 3\) for a flow of 3"):
+        RLELoss(RealNVP(3, layers=0))(target, output)
+    loss = RLELoss(RealNVP(2, layers=0))
+    with pytest.raises(ModelError, match=r"'weight' has shape \(4, 5, 1\).*\(4, 5, 2\)"):
+        loss({**target, "weight": target["weight"][..., :1]}, output)
+    with pytest.raises(ModelError, match=r"'keypoints' has shape \(4, 1, 2\).*\(4, 5, 2\)"):
+        L1Loss()({**target, "keypoints": target["keypoints"][:, :1]}, output)
+    with pytest.raises(ModelError, match=r"'log_sigma' has shape \(4, 5, 1\).*\(4, 5, 2\)"):
+        loss(target, {**output, "log_sigma": output["log_sigma"][..., :1]})

@@ -1,0 +1,345 @@
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pycocotools.cocoeval import COCOeval
+
+from rle_tf.errors import DataError
+from rle_tf.metrics import (
+    AP_NAMES,
+    coco_from_dict,
+    coco_keypoint_ap,
+    oks,
+    oks_nms,
+    per_joint_error,
+    person_scores,
+)
+from rle_tf.skeletons import COCO17
+
+SIGMAS = np.array(COCO17.oks_sigmas)
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def make_dataset(areas=(2500.0, 40000.0), sizes=(60.0, 250.0), images=4, joints=17, seed=0):
+    """A COCO keypoint dataset: on each image one person of each size, some joints unlabelled."""
+    rng = np.random.default_rng(seed)
+    annotations = []
+    for image_id in range(1, images + 1):
+        for area, size in zip(areas, sizes, strict=True):
+            x0, y0 = rng.uniform(0, 300, 2)
+            visibility = rng.integers(0, 3, joints)
+            visibility[:2] = 2
+            keypoints = np.column_stack(
+                [x0 + rng.uniform(0, size, joints), y0 + rng.uniform(0, size, joints), visibility]
+            )
+            keypoints[visibility == 0] = 0
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": 1,
+                    "keypoints": keypoints.ravel().tolist(),
+                    "num_keypoints": int((visibility > 0).sum()),
+                    "area": area,
+                    "bbox": [x0, y0, size, size],
+                    "iscrowd": 0,
+                }
+            )
+    return {
+        "images": [{"id": i, "file_name": f"{i}.jpg"} for i in range(1, images + 1)],
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "person"}],
+    }
+
+
+def as_results(dataset, shift_px=0.0):
+    """The labelled people of a dataset as predictions, all joints moved right by `shift_px`."""
+    results = []
+    for annotation in dataset["annotations"]:
+        if annotation["num_keypoints"] and not annotation["iscrowd"]:
+            keypoints = np.array(annotation["keypoints"], float).reshape(-1, 3)
+            keypoints[:, 0] += shift_px
+            keypoints[:, 2] = 1
+            results.append(
+                {
+                    "image_id": annotation["image_id"],
+                    "category_id": 1,
+                    "keypoints": keypoints.ravel().tolist(),
+                    "score": 1.0,
+                }
+            )
+    return results
+
+
+# Object keypoint similarity
+
+
+def test_oks_of_a_pose_with_itself_is_one():
+    pose = np.random.default_rng(0).uniform(0, 200, (5, 17, 2))
+    np.testing.assert_array_equal(oks(pose, pose, np.full(5, 900.0), SIGMAS), np.ones(5))
+    np.testing.assert_array_equal(oks(pose, pose, np.zeros(5), SIGMAS), np.ones(5))
+
+
+def test_oks_of_one_displaced_joint_is_the_formula():
+    pose = np.zeros((17, 2))
+    moved = pose.copy()
+    moved[5] = 3.0, 4.0
+    expected = (16 + np.exp(-(5.0**2) / (2 * 900.0 * (2 * SIGMAS[5]) ** 2))) / 17
+    np.testing.assert_allclose(oks(moved, pose, 900.0, SIGMAS), expected, rtol=1e-12)
+
+
+def test_oks_equals_cocoeval_on_labelled_joints():
+    dataset = make_dataset(images=6)
+    rng = np.random.default_rng(1)
+    results = as_results(dataset)
+    for number, entry in enumerate(results):
+        entry["keypoints"] = (np.array(entry["keypoints"]) + rng.normal(0, 6, 51)).tolist()
+        entry["score"] = 1.0 - number / 100
+    truth = coco_from_dict(dataset)
+    evaluation = COCOeval(truth, truth.loadRes(copy.deepcopy(results)), "keypoints")
+    evaluation._prepare()
+    for image_id in truth.imgs:
+        people = [a for a in dataset["annotations"] if a["image_id"] == image_id]
+        found = [r for r in results if r["image_id"] == image_id]
+        target = np.array([a["keypoints"] for a in people]).reshape(1, -1, 17, 3)
+        predicted = np.array([r["keypoints"] for r in found]).reshape(-1, 1, 17, 3)
+        areas = np.array([[a["area"] for a in people]])
+        ours = oks(predicted[..., :2], target[..., :2], areas, SIGMAS, target[..., 2] > 0)
+        np.testing.assert_allclose(ours, evaluation.computeOks(image_id, 1), rtol=1e-10)
+
+
+def test_oks_ignores_what_unlabelled_joints_hold():
+    pose = np.random.default_rng(0).uniform(0, 50, (2, 17, 2))
+    noise = pose + 2.0
+    labelled = np.ones((2, 17), bool)
+    labelled[0, 3:] = False
+    labelled[1] = False
+    broken = np.where(labelled[..., None], pose, np.nan)
+    found = oks(noise, broken, np.full(2, 900.0), SIGMAS, labelled)
+    expected = oks(noise[0, :3], pose[0, :3], 900.0, SIGMAS[:3])
+    np.testing.assert_allclose(found, [expected, np.nan], rtol=1e-12)
+
+
+def test_oks_nms_keeps_what_the_reference_keeps():
+    golden = json.loads((GOLDEN / "oks_nms.json").read_text())
+    detections = golden["detections"]
+    kept = []
+    for image_id in sorted({d["image_id"] for d in detections}):
+        indices = [i for i, d in enumerate(detections) if d["image_id"] == image_id]
+        of_image = [detections[i] for i in indices]
+        found = oks_nms(
+            np.array([d["keypoints"] for d in of_image]).reshape(-1, 17, 3),
+            [d["score"] for d in of_image],
+            [d["area"] for d in of_image],
+            SIGMAS,
+            golden["threshold"],
+        )
+        kept += [indices[i] for i in found]
+    assert 0 < len(kept) < len(detections)
+    assert kept == golden["kept_indices"]
+
+
+def test_oks_nms_threshold_decides_and_nothing_is_fine():
+    pose = np.random.default_rng(0).uniform(0, 100, (17, 2))
+    poses = np.stack([pose, pose + 1.0, pose + 500.0])
+    areas = np.array([400.0, 1600.0, 400.0])
+    similarity = oks(poses[1], poses[0], 1000.0, SIGMAS)  # at the mean of the two areas
+    scores = [0.2, 0.9, 0.5]
+    assert oks_nms(poses, scores, areas, SIGMAS, similarity - 1e-9).tolist() == [1, 2]
+    assert oks_nms(poses, scores, areas, SIGMAS, similarity + 1e-9).tolist() == [1, 2, 0]
+    assert oks_nms(np.zeros((0, 17, 3)), [], [], SIGMAS).tolist() == []
+
+
+def test_oks_nms_breaks_ties_in_input_order():
+    poses = np.arange(4.0)[:, None, None] * 1000 + np.zeros((4, 17, 2))
+    kept = oks_nms(poses, [0.5, 0.7, 0.5, 0.7], np.full(4, 100.0), SIGMAS)
+    assert kept.tolist() == [1, 3, 0, 2]
+
+
+# Person scores
+
+
+def test_person_scores_equal_the_reference(golden):
+    arrays = golden("decode2d")
+    found = person_scores(arrays["score_flip_averaged"][..., 0])
+    np.testing.assert_allclose(found, arrays["person_score_without_detection"], rtol=1e-6)
+    boxes = np.linspace(0, 1, len(found))
+    with_boxes = person_scores(arrays["score_flip_averaged"][..., 0], boxes)
+    np.testing.assert_allclose(with_boxes - found, boxes, atol=1e-12)
+
+
+def test_person_scores_refuse_shapes_that_would_broadcast():
+    with pytest.raises(DataError, match=r"found joint scores \(3, 17, 1\)"):
+        person_scores(np.ones((3, 17, 1)))
+    with pytest.raises(DataError, match=r"box scores \(3, 1\), expected \(N, K\) and \(N,\)"):
+        person_scores(np.ones((3, 17)), np.ones((3, 1)))
+
+
+# COCO AP
+
+
+def test_ground_truth_given_back_scores_one():
+    dataset = make_dataset()
+    found = coco_keypoint_ap(coco_from_dict(dataset), as_results(dataset), SIGMAS)
+    assert found == pytest.approx(dict.fromkeys(AP_NAMES, 1.0), abs=1e-9)
+
+
+def test_ground_truth_given_back_scores_one_on_real_annotations(coco_sample):
+    path = coco_sample / "annotations" / "person_keypoints_val2017.json"
+    dataset = json.loads(path.read_text())
+    found = coco_keypoint_ap(coco_from_dict(dataset), as_results(dataset), SIGMAS)
+    assert found == pytest.approx(dict.fromkeys(AP_NAMES, 1.0), abs=1e-9)
+
+
+def test_ap_equals_cocoeval_through_load_res(capsys):
+    dataset = make_dataset(images=8)
+    rng = np.random.default_rng(2)
+    results = as_results(dataset)
+    for entry in results:
+        entry["keypoints"] = (np.array(entry["keypoints"]) + rng.normal(0, 5, 51)).tolist()
+        entry["score"] = float(rng.uniform())
+    # False alarms of all sizes: the size of what is not matched decides APM and APL.
+    for entry in copy.deepcopy(results[:6]):
+        entry["keypoints"] = (np.array(entry["keypoints"]) + 400).tolist()
+        entry["score"] = float(rng.uniform())
+        results.append(entry)
+    truth = coco_from_dict(dataset)
+    evaluation = COCOeval(truth, truth.loadRes(copy.deepcopy(results)), "keypoints")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    capsys.readouterr()
+
+    found = coco_keypoint_ap(truth, results, SIGMAS)
+    assert capsys.readouterr().out == ""
+    assert list(found) == list(AP_NAMES)
+    np.testing.assert_allclose(list(found.values()), evaluation.stats, rtol=1e-12)
+    assert 0 < found["AP75"] < found["AP50"] < 1
+    assert found["APM"] != found["APL"]
+
+
+def test_moving_all_joints_lowers_ap_monotonically():
+    dataset = make_dataset(images=6)
+    truth = coco_from_dict(dataset)
+    found = [
+        coco_keypoint_ap(truth, as_results(dataset, shift_px), SIGMAS)["AP"]
+        for shift_px in (0, 2, 5, 10, 20, 40, 400)
+    ]
+    assert found[0] == pytest.approx(1) and found[-1] == 0
+    assert (np.diff(found) <= 0).all()
+    assert len(set(found)) >= 5
+
+
+def test_ap_of_no_results_is_zero():
+    found = coco_keypoint_ap(coco_from_dict(make_dataset()), [], SIGMAS)
+    assert found == dict.fromkeys(AP_NAMES, 0.0)
+
+
+def test_ap_of_a_size_that_nobody_has_is_nan():
+    dataset = make_dataset(areas=(2500.0,), sizes=(60.0,))
+    found = coco_keypoint_ap(coco_from_dict(dataset), as_results(dataset), SIGMAS)
+    assert {name for name, value in found.items() if np.isnan(value)} == {"APL", "ARL"}
+    assert found["APM"] == pytest.approx(1)
+
+
+def test_ap_with_the_sigmas_of_another_skeleton():
+    dataset = make_dataset(joints=5)
+    truth = coco_from_dict(dataset)
+    results = as_results(dataset, shift_px=6.0)
+    strict, loose = (coco_keypoint_ap(truth, results, np.full(5, s))["AP"] for s in (0.02, 0.2))
+    assert strict < loose
+
+
+def test_ap_changes_neither_argument():
+    dataset = make_dataset()
+    results = as_results(dataset)
+    before = copy.deepcopy((dataset, results))
+    coco_keypoint_ap(coco_from_dict(dataset), results, SIGMAS)
+    assert (dataset, results) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_id": 99}, r"results\[3\]: found image_id 99, which is none of the 4 images"),
+        ({"category_id": 7}, r"results\[3\]: found category_id 7, expected one of \[1\]"),
+        ({"keypoints": [1.0] * 48}, r"results\[3\]: .*shape \(48,\), expected 51 numbers"),
+        (
+            {"keypoints": [1.0] * 30 + [np.nan] + [1.0] * 20},
+            r"results\[3\]: found nan at keypoints\[30\] \(joint 10\), expected finite",
+        ),
+        ({"keypoints": ["a"] * 51}, r"results\[3\]: keypoints and score must be numbers"),
+        ({"keypoints": None}, r"results\[3\]: found keypoints of shape \(\), expected 51"),
+        ({"score": np.inf}, r"results\[3\]: found a score of inf"),
+        ({"score": None}, r"results\[3\]: keypoints and score must be numbers"),
+    ],
+)
+def test_a_bad_result_is_named(change, message):
+    dataset = make_dataset()
+    results = as_results(dataset)
+    results[3] |= change
+    with pytest.raises(DataError, match=message):
+        coco_keypoint_ap(coco_from_dict(dataset), results, SIGMAS)
+
+
+def test_a_result_without_a_score_is_named():
+    dataset = make_dataset()
+    results = as_results(dataset)
+    del results[1]["score"]
+    with pytest.raises(DataError, match=r"results\[1\]: found no \['score'\], only"):
+        coco_keypoint_ap(coco_from_dict(dataset), results, SIGMAS)
+
+
+def test_a_bad_ground_truth_is_named():
+    dataset = make_dataset()
+    with pytest.raises(DataError, match=r"annotations\[0\] \(id 1\): found 51 .* expected 42"):
+        coco_keypoint_ap(coco_from_dict(dataset), [], np.full(14, 0.1))
+    del dataset["annotations"][2]["num_keypoints"]
+    with pytest.raises(DataError, match=r"annotations\[2\].*found no \['num_keypoints'\]"):
+        coco_keypoint_ap(coco_from_dict(dataset), [], SIGMAS)
+    with pytest.raises(DataError, match=r"found no \['annotations', 'categories'\]"):
+        coco_from_dict({"images": []})
+
+
+# Joint errors
+
+
+def test_per_joint_error_of_known_displacements():
+    target = np.random.default_rng(0).uniform(0, 100, (2, 3, 2))
+    predicted = target.copy()
+    predicted[0, 0] += 3.0, 4.0  # 5 px
+    predicted[1, 0] += 15.0, 0.0
+    predicted[0, 1] += 0.0, 2.0
+    labelled = np.array([[True, True, False], [True, False, False]])
+    predicted[~labelled] = np.nan
+    found = per_joint_error(predicted, target, labelled, [100.0, 400.0], [60.0, 100.0])
+    np.testing.assert_allclose(found["error_px"], [10.0, 2.0, np.nan])
+    np.testing.assert_allclose(found["error_per_sqrt_area"], [(0.5 + 0.75) / 2, 0.2, np.nan])
+    np.testing.assert_allclose(found["pck"], [0.5, 1.0, np.nan])
+    assert found["count"].tolist() == [2, 1, 0]
+    assert found["mean_error_px"] == pytest.approx(22 / 3)
+    assert found["mean_error_per_sqrt_area"] == pytest.approx(1.45 / 3)
+    assert found["mean_pck"] == pytest.approx(2 / 3)
+    wider = per_joint_error(predicted, target, labelled, [100.0, 400.0], [60.0, 100.0], 0.16)
+    assert wider["mean_pck"] == 1.0
+
+
+def test_per_joint_error_without_anybody_labelled_is_nan():
+    labelled = np.zeros((2, 3), bool)
+    found = per_joint_error(np.ones((2, 3, 2)), np.zeros((2, 3, 2)), labelled, [0, 0], [0, 0])
+    assert np.isnan(found["mean_error_px"]) and np.isnan(found["pck"]).all()
+
+
+def test_per_joint_error_refuses_a_person_without_area():
+    ones = np.ones((2, 3, 2))
+    with pytest.raises(DataError, match="person 1 has an area of 0 px2 and a longer side of 9 px"):
+        per_joint_error(ones, ones, np.ones((2, 3), bool), [4.0, 0.0], [9.0, 9.0])
+
+
+def test_metrics_do_not_import_tensorflow():
+    check = "import sys, rle_tf.metrics; sys.exit('tensorflow' in sys.modules)"
+    subprocess.run([sys.executable, "-c", check], check=True)
