@@ -35,6 +35,7 @@ setup(
         "rich>=13.9",
         "pillow>=11.0",
         "safetensors>=0.5",
+        "h5py>=3.10",
         "tensorboard>=2.18",
         "ai-edge-litert>=2.0",
     ],

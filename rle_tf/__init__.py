@@ -1,3 +1,57 @@
-"""rle_tf: human pose regression with residual log-likelihood estimation, for Keras 3."""
+"""rle_tf: human pose regression with residual log-likelihood estimation, for Keras 3.
+
+    from rle_tf import COCO17, PoseEstimator, RealNVP, RLELoss, build_regressor
+
+    regressor = build_regressor("resnet50", COCO17, dims=2, image_size=(256, 192))
+    estimator = PoseEstimator(regressor, RLELoss(RealNVP(2)))
+    estimator.compile("adam")
+    estimator.fit(batches_of_image_and_target)
+
+Names are imported when they are first used, so that `import rle_tf` does not wait for TensorFlow.
+"""
+
+import importlib
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "COCO17": "skeletons",
+    "H36M18": "skeletons",
+    "LSP14": "skeletons",
+    "MPII16": "skeletons",
+    "Skeleton": "skeletons",
+    "RLEError": "errors",
+    "ConfigError": "errors",
+    "DataError": "errors",
+    "ModelError": "errors",
+    "CocoSource": "data.coco",
+    "SyntheticSource": "data.synthetic",
+    "build_backbone": "models.regressor",
+    "build_regressor": "models.regressor",
+    "RealNVP": "flow",
+    "RLELoss": "losses",
+    "L1Loss": "losses",
+    "PoseEstimator": "estimator",
+    "RunConfig": "config",
+    "load_config": "config",
+    "train": "training",
+    "load_regressor": "training",
+    "evaluate": "evaluation",
+    "predict_poses": "evaluation",
+    "export_savedmodel": "export.savedmodel",
+    "export_litert": "export.litert",
+    "load_predictor": "prediction",
+    "draw_poses": "drawing",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'rle_tf' has no attribute '{name}'")
+    return vars(importlib.import_module(f"rle_tf.{_HOMES[name]}"))[name]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -28,6 +28,7 @@ RECIPES = next(path for path in (_HERE / "configs", _HERE.parent / "configs") if
 
 app = typer.Typer(
     help="Human pose regression with residual log-likelihood estimation.",
+    invoke_without_command=True,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -42,6 +43,17 @@ DataRoot = Annotated[
     Path | None,
     typer.Option(help="Folder of the dataset, in place of the recipe's data.source.root."),
 ]
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True)
+    ] = False,
+) -> None:
+    if version:
+        CONSOLE.print(f"rle-tf {rle_tf.__version__}")
+        raise typer.Exit
 
 
 def _example(command: str) -> str:

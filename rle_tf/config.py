@@ -7,20 +7,19 @@ is a string.
 
 import difflib
 import json
-import os
 from io import StringIO
 from pathlib import Path
-from typing import Annotated, Literal, Union, get_args, get_origin
+from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from rle_tf.data.augment import Augmentation
 from rle_tf.data.coco import CocoSource
 from rle_tf.data.pipeline import InputFormat, usable_rows
 from rle_tf.data.source import Source
-from rle_tf.data.synthetic_source import SyntheticSource
+from rle_tf.data.synthetic import SyntheticSource
 from rle_tf.errors import ConfigError
 from rle_tf.flow import RealNVP
 from rle_tf.losses import L1Loss, PoseLoss, RLELoss
@@ -29,12 +28,15 @@ from rle_tf.skeletons import COCO17, Skeleton
 
 Split = Literal["train", "val"]
 Boxes = Literal["ground_truth", "detections"]
+# A side of the regressor's input: backbones halve it five times.
+Side = Annotated[int, Field(gt=0, multiple_of=32)]
+Positive = Annotated[float, Field(gt=0)]
 
 
 class Section(BaseModel):
-    """What all sections share: strict types, no unknown keys, immutable."""
+    """What all sections share: strict types, finite numbers, no unknown keys, immutable."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class CocoSplit(Section):
@@ -149,9 +151,9 @@ class DataConfig(Section):
     """
 
     source: Annotated[CocoData | SyntheticData, Field(discriminator="kind")]
-    image_size: tuple[int, int] = (256, 192)
+    image_size: tuple[Side, Side] = (256, 192)
     mean: tuple[float, float, float] = (0.406, 0.457, 0.480)
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    std: tuple[Positive, Positive, Positive] = (1.0, 1.0, 1.0)
     box_margin: float = Field(1.25, gt=0)
     augmentation: Augmentation = Augmentation()
     on_bad_image: Literal["error", "skip"] = "error"
@@ -247,13 +249,12 @@ class TrainConfig(Section):
     drawn_people: int = Field(8, ge=0)
     keep_checkpoints: int = Field(2, gt=0)
 
-    @model_validator(mode="after")
-    def _drops_ascend(self):
-        if list(self.drop_epochs) != sorted(set(self.drop_epochs)) or any(
-            epoch <= 0 for epoch in self.drop_epochs
-        ):
-            raise ValueError(f"drop_epochs {list(self.drop_epochs)} must be positive and ascend")
-        return self
+    @field_validator("drop_epochs")
+    @classmethod
+    def _ascend_from_one(cls, epochs: tuple[int, ...]) -> tuple[int, ...]:
+        if list(epochs) != sorted(set(epochs)) or min(epochs, default=1) < 1:
+            raise ValueError("expected epochs from 1 on that ascend")
+        return epochs
 
 
 class EvaluateConfig(Section):
@@ -282,7 +283,7 @@ class RunConfig(Section):
         seed: Of weights, order and augmentation.
     """
 
-    name: str = Field(pattern=r"^[\w.-]+$")
+    name: str = Field(pattern=r"^\w[\w.-]*$")
     seed: int = Field(0, ge=0, lt=2**31)
     data: DataConfig
     model: ModelConfig
@@ -309,7 +310,7 @@ class RunConfig(Section):
         """Writes it with every default filled in."""
         text = StringIO()
         YAML(typ="safe", pure=True).dump(self.model_dump(mode="json"), text)
-        path.write_text(text.getvalue())
+        path.write_text(text.getvalue(), encoding="utf-8")
 
 
 def load_config(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
@@ -320,82 +321,103 @@ def load_config(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -
         overrides: `section.key=value` each, the value in YAML; applied before validation.
 
     Raises:
-        ConfigError: names the file, the key, what was found and what was expected.
+        ConfigError: names the file, the key, what was found and what was expected; a line for
+            each problem.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such file; expected a YAML recipe (see configs/)")
-    values = _parse_yaml(path.read_text(), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ConfigError(f"{path}: {reason}; expected a YAML recipe (see configs/)") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8: {error}; expected a YAML recipe") from None
+    values = _parse_yaml(text, str(path))
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: holds {values!r:.80}; expected sections of keys and values")
     for override in overrides:
         _apply(values, override)
-    return _validate(values, str(path))
+    return _validate(values, " --set ".join([str(path), *overrides]))
 
 
 def _parse_yaml(text: str, where: str):
     try:
         return YAML(typ="safe", pure=True).load(text)
+    except MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ConfigError(f"{where}: not YAML: {line}{error.problem}") from None
     except YAMLError as error:
-        raise ConfigError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{where}: not YAML: {error}") from None
 
 
 def _apply(values: dict, override: str) -> None:
     key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(f"--set {override}: expected SECTION.KEY=VALUE")
     *sections, last = key.strip().split(".")
+    if not equals or not last or "" in sections:
+        raise ConfigError(f"--set {override}: expected SECTION.KEY=VALUE")
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
-            raise ConfigError(f"--set {override}: '{section}' is {values!r}, not a section")
+            raise ConfigError(f"--set {override}: '{section}' is {values!r:.80}, not a section")
     values[last] = _parse_yaml(text, f"--set {override}")
 
 
 def _validate(values: dict, where: str) -> RunConfig:
     try:
-        # Through JSON, where pydantic's strict mode takes a list for a tuple.
-        return RunConfig.model_validate_json(json.dumps(values))
-    except TypeError as error:
-        raise ConfigError(f"{where}: a value that no key takes: {error}") from None
+        # Through JSON, where pydantic's strict mode takes a list for a tuple. What YAML has and
+        # JSON has not (a date, say) goes as the text that stood there.
+        text = json.dumps(values, default=str)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: not a tree of keys and values: {error}") from None
+    try:
+        return RunConfig.model_validate_json(text)
     except ValidationError as error:
-        lines = [_explain(problem) for problem in error.errors()]
-        raise ConfigError(os.linesep.join(f"{where}: {line}" for line in lines)) from None
+        problems = [_explain(problem) for problem in error.errors()]
+        raise ConfigError("\n".join(f"{where}: {problem}" for problem in problems)) from None
 
 
 def _explain(problem: dict) -> str:
-    location = problem["loc"]
-    valid, names = _valid_keys(location)
-    name = ".".join(names)
-    if problem["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(str(location[-1]), valid, n=1)
-        hint = f"did you mean '{close[0]}'? " if close else ""
-        return f"{name}: unknown key; {hint}valid keys: {', '.join(valid)}"
-    if problem["type"] == "missing":
-        return f"{name}: missing; expected a value"
-    message = problem["msg"][0].lower() + problem["msg"][1:]
-    return f"{name}: found {problem['input']!r:.100}; {message}"
+    """What pydantic found wrong, in a line."""
+    name, valid = _locate(problem["loc"])
+    found = json.dumps(problem["input"])
+    if len(found) > 100:
+        found = found[:100] + "..."
+    context = problem.get("ctx", {})
+    match problem["type"]:
+        case "extra_forbidden":
+            key = name.split(".")[-1]
+            close = difflib.get_close_matches(key, valid, n=1)
+            hint = f"did you mean '{close[0]}'? " if close else ""
+            return f"{name}: unknown key; {hint}valid keys: {', '.join(valid)}"
+        case "missing":
+            return f"{name}: missing; expected a value"
+        case "union_tag_not_found":
+            return f"{name}.kind: missing; expected a value"
+        case "union_tag_invalid":
+            tag, expected = context["tag"], context["expected_tags"]
+            return f"{name}.kind: found {json.dumps(tag)}; expected one of {expected}"
+        case "value_error":
+            return f"{name}: found {found}; {context['error']}"
+        case _:
+            message = problem["msg"].replace("Input should be", "expected")
+            return f"{name}: found {found}; {message[0].lower()}{message[1:]}"
 
 
-def _valid_keys(location: tuple) -> tuple[list[str], list[str]]:
-    """The keys valid where the last part of a location stands, and its name without union tags."""
-    section, names = RunConfig, []
-    for part in location[:-1]:
-        options = [section] if not isinstance(section, list) else section
-        if len(options) > 1:
-            section = next(o for o in options if o.model_fields["kind"].default == part)
+def _locate(location: tuple[str | int, ...]) -> tuple[str, list[str]]:
+    """The dotted name of a pydantic location, and the keys of the section that it is in."""
+    sections, names, keys = [RunConfig], [], []
+    for part in location:
+        if len(sections) > 1:  # the kind of a union's member: no key of the file
+            sections = [s for s in sections if s.model_fields["kind"].default == part]
             continue
         names.append(str(part))
-        field = section.model_fields.get(part) if not isinstance(section, list) else None
-        section = _sections(field.annotation) if field else []
-        section = section[0] if len(section) == 1 else section
-    names.append(str(location[-1]))
-    fields = list(section.model_fields) if not isinstance(section, list) else []
-    return fields, names
+        fields = sections[0].model_fields if sections else {}
+        keys = list(fields)
+        sections = _sections(fields[part].annotation) if part in fields else []
+    return ".".join(names), keys
 
 
-def _sections(annotation) -> list[type[BaseModel]]:
-    if get_origin(annotation) in (Union, type(int | str), Annotated):
-        return [s for option in get_args(annotation) for s in _sections(option)]
-    is_section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
-    return [annotation] if is_section else []
+def _sections(annotation: type) -> list[type[BaseModel]]:
+    """A section, the sections of a union, or nothing where a field holds values."""
+    options = get_args(annotation) or (annotation,)
+    return [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]

@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 
 from rle_tf.errors import ModelError
+from rle_tf.flow import RealNVP
 from rle_tf.losses import PoseLoss
 
 # In unit coordinates, as is usual for regression heads: 5 % of the crop's sides.
@@ -34,16 +35,10 @@ class PoseEstimator(keras.Model):
 
     def __init__(self, regressor: keras.Model, loss: PoseLoss, name: str = "pose_estimator"):
         super().__init__(name=name)
-        outputs = regressor.output if isinstance(regressor.output, dict) else {}
-        if set(outputs) != {"mu", "log_sigma"}:
-            raise ModelError(
-                f"regressor '{regressor.name}' has outputs {sorted(outputs) or 'without names'}; "
-                "expected a dict of 'mu' and 'log_sigma'"
-            )
+        check_outputs(regressor, f"regressor '{regressor.name}'")
         self.regressor = regressor
-        self.pose_loss = loss
         # Keras tracks layers, not losses: held here, the flow is trained and saved.
-        self.flow = loss.flow
+        self.flow: RealNVP | None = loss.flow
         self.loss = loss
         self._pck = keras.metrics.Mean("pck")
         self._sigma = keras.metrics.Mean("sigma")
@@ -67,24 +62,29 @@ class PoseEstimator(keras.Model):
 
         XLA is off unless asked for: on CPUs it made the training step slower.
         """
+        loss = self.loss  # which Keras replaces by what it is given
         super().compile(
             optimizer=optimizer,
             jit_compile=jit_compile,
             steps_per_execution=steps_per_execution,
             run_eagerly=run_eagerly,
         )
-        self.loss = self.pose_loss
+        self.loss = loss
 
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ) -> tf.Tensor:
         # The Loss object, not its values: it scales for the number of replicas.
-        return self.pose_loss(y, y_pred, sample_weight)
+        loss = self.loss(y, y_pred, sample_weight)
+        if self.losses:  # regularisers of the regressor's layers
+            loss += super().compute_loss(x, y, y_pred, sample_weight, training)
+        return loss
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None) -> dict[str, float]:
         supervised = y["weight"] > 0
         labelled = tf.cast(tf.reduce_any(supervised, axis=-1), tf.float32)
-        offset = tf.where(supervised, y["keypoints"] - y_pred["mu"], 0.0)
+        keypoints = tf.cast(y["keypoints"], tf.float32)
+        offset = tf.where(supervised, keypoints - y_pred["mu"], 0.0)
         hit = tf.norm(offset, axis=-1) < PCK_THRESHOLD
         self._pck.update_state(tf.cast(hit, tf.float32), sample_weight=labelled)
         self._sigma.update_state(
@@ -95,7 +95,7 @@ class PoseEstimator(keras.Model):
     def get_config(self) -> dict:
         return {
             "regressor": keras.saving.serialize_keras_object(self.regressor),
-            "loss": keras.saving.serialize_keras_object(self.pose_loss),
+            "loss": keras.saving.serialize_keras_object(self.loss),
             "name": self.name,
         }
 
@@ -108,9 +108,33 @@ class PoseEstimator(keras.Model):
         )
 
     def get_compile_config(self) -> dict:
-        return {"optimizer": keras.saving.serialize_keras_object(self.optimizer)}
+        return {
+            "optimizer": keras.saving.serialize_keras_object(self.optimizer),
+            "jit_compile": self.jit_compile,
+            "steps_per_execution": self.steps_per_execution,
+            "run_eagerly": self.run_eagerly,
+        }
 
     def compile_from_config(self, config: dict) -> None:
-        self.compile(keras.saving.deserialize_keras_object(config["optimizer"]))
+        optimizer = keras.saving.deserialize_keras_object(config["optimizer"])
+        self.compile(
+            optimizer,
+            jit_compile=config["jit_compile"],
+            steps_per_execution=config["steps_per_execution"],
+            run_eagerly=config["run_eagerly"],
+        )
         # Its slots exist before the file's values are assigned to them.
         self.optimizer.build(self.trainable_variables)
+
+
+def check_outputs(regressor: keras.Model, name: str) -> None:
+    """Raises `ModelError` if a model's outputs are not a regressor's; `name` is how to call it."""
+    try:
+        output = regressor.output
+    except AttributeError:  # a model that is no graph of layers
+        output = None
+    found = sorted(output) if isinstance(output, dict) else "without names"
+    if found != ["log_sigma", "mu"]:
+        raise ModelError(
+            f"{name} has outputs {found}; expected a functional model with 'mu' and 'log_sigma'"
+        )

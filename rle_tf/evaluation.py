@@ -1,7 +1,6 @@
 """Predict for a dataset's people, decode to image pixels, score."""
 
 from collections.abc import Callable
-from functools import partial
 
 import keras
 import numpy as np
@@ -107,8 +106,15 @@ def predict_poses(
 
     Raises:
         DataError: for an image that cannot be used.
-        ModelError: if the regressor's joints are not the skeleton's.
+        ModelError: if the regressor's joints are not the skeleton's, or its input is of another
+            size.
     """
+    height, width = regressor.input_shape[1:3]
+    if (height, width) != tuple(input_format.image_size):
+        raise ModelError(
+            f"regressor '{regressor.name}' takes images of {height}x{width} (height x width); "
+            f"found data.image_size {list(input_format.image_size)}"
+        )
     forward = forward_function(regressor, skeleton, flip_test)
     batches = evaluation_batches(records, skeleton, input_format, batch_size=batch_size)
     outputs = []
@@ -135,9 +141,22 @@ def evaluate(
 ) -> tuple[dict[str, float], list[dict]]:
     """Scores a regressor on all people of a source.
 
+    Args:
+        on_batch: As in `predict_poses`.
+
     Returns:
         The source's metrics, and the predictions in its submission format.
+
+    Raises:
+        As `predict_poses`.
     """
-    predict = partial(predict_poses, batch_size=batch_size, flip_test=flip_test, on_batch=on_batch)
-    poses = predict(regressor, source.records, source.skeleton, input_format)
+    poses = predict_poses(
+        regressor,
+        source.records,
+        source.skeleton,
+        input_format,
+        batch_size=batch_size,
+        flip_test=flip_test,
+        on_batch=on_batch,
+    )
     return source.score(poses), source.results(poses)

@@ -13,6 +13,9 @@ weights see the crops that they were trained on.
 import numpy as np
 import tensorflow as tf
 
+# Of unit depth: z = millimetres relative to the root / this.
+DEPTH_MM = 2000.0
+
 
 def clip_boxes(boxes_xywh: np.ndarray, image_wh: np.ndarray) -> np.ndarray:
     """Corners of boxes, clipped to their images.

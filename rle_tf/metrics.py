@@ -215,10 +215,12 @@ def coco_keypoint_ap(
         DataError: An annotation or a result that cannot be scored, by its index.
     """
     sigmas = np.asarray(sigmas, float)
-    # COCOeval writes into the annotations it is given.
-    annotations = [dict(annotation) for annotation in ground_truth.dataset["annotations"]]
-    for index, annotation in enumerate(annotations):
+    # COCOeval writes into the annotations it is given, and takes a match with id 0 for none:
+    # it gets copies, numbered from 1.
+    annotations = []
+    for index, annotation in enumerate(ground_truth.dataset["annotations"]):
         _check_annotation(index, annotation, 3 * len(sigmas))
+        annotations.append({**annotation, "id": index + 1})
     truth = coco_from_dict({**ground_truth.dataset, "annotations": annotations})
 
     detections = []
@@ -227,7 +229,7 @@ def coco_keypoint_ap(
         extent = np.ptp(keypoints.reshape(-1, 3), axis=0)
         detections.append(
             {
-                "id": index + 1,  # COCOeval takes a match with id 0 for no match
+                "id": index + 1,
                 "image_id": entry["image_id"],
                 "category_id": entry["category_id"],
                 "keypoints": keypoints,

@@ -102,7 +102,6 @@ def load_predictor(model: Path | str, flip_test: bool = False) -> Predictor:
 def _from_savedmodel(folder: Path, flip_test: bool) -> Predictor:
     metadata = read_metadata(folder)
     loaded = tf.saved_model.load(str(folder))
-    signature = loaded.signatures["serving_default"]
     skeleton = Skeleton(
         name=metadata["skeleton"],
         joints=tuple(metadata["joints"]),
@@ -113,8 +112,8 @@ def _from_savedmodel(folder: Path, flip_test: bool) -> Predictor:
     height, width = metadata["image_size"]
 
     def forward(crops):
-        # The signature lives as long as the object that it was loaded with.
-        assert loaded
+        # Not taken out once for all: a signature does not keep the loaded object's weights.
+        signature = loaded.signatures["serving_default"]
         output = signature(image=crops)
         if not flip_test:
             return output

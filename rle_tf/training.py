@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NoReturn
 
 import keras
 import numpy as np
@@ -20,7 +21,7 @@ from rle_tf.data.source import Source
 from rle_tf.distribution import make_strategy
 from rle_tf.drawing import contact_sheet, draw_poses
 from rle_tf.errors import ConfigError, ModelError
-from rle_tf.estimator import PoseEstimator
+from rle_tf.estimator import PoseEstimator, check_outputs
 from rle_tf.evaluation import evaluate, predict_poses
 
 LOG = logging.getLogger(__name__)
@@ -82,10 +83,13 @@ class RunFolder:
 
     def write_scores(self, scores: dict[str, float], results: list[dict]) -> None:
         """Writes `metrics.json` and `results.json`."""
-        # A metric without ground truth is NaN, which JSON does not know.
-        scores = {key: None if np.isnan(value) else value for key, value in scores.items()}
-        self.metrics.write_text(json.dumps(scores, indent=2) + "\n")
+        self.metrics.write_text(json.dumps(_without_nan(scores), indent=2) + "\n")
         self.results.write_text(json.dumps(results))
+
+
+def _without_nan(scores: dict[str, float]) -> dict[str, float | None]:
+    """A metric without ground truth is NaN, which JSON does not know."""
+    return {key: None if np.isnan(value) else float(value) for key, value in scores.items()}
 
 
 def load_regressor(path: Path) -> keras.Model:
@@ -96,14 +100,9 @@ def load_regressor(path: Path) -> keras.Model:
     """
     try:
         regressor = keras.saving.load_model(path, compile=False)
-    except (ValueError, OSError, KeyError) as error:
+    except (ValueError, TypeError, OSError, KeyError) as error:
         raise ModelError(f"{path}: cannot be read as a Keras model: {error}") from None
-    outputs = regressor.output if isinstance(regressor.output, dict) else {}
-    if set(outputs) != {"mu", "log_sigma"}:
-        raise ModelError(
-            f"{path}: has outputs {sorted(outputs) or 'without names'}; expected a regressor with "
-            "'mu' and 'log_sigma'"
-        )
+    check_outputs(regressor, f"{path}:")
     return regressor
 
 
@@ -145,14 +144,13 @@ class Checkpoints:
             try:
                 estimator.load_weights(file)
             except (OSError, ValueError, KeyError) as error:
-                problems.append(f"{file}: {str(error).splitlines()[0]}")
-                LOG.warning("%s cannot be read, trying the one before: %s", file, error)
+                reason = str(error).partition("\n")[0]
+                problems.append(f"{file}: {reason}")
+                LOG.warning("%s cannot be read, trying the one before: %s", file, reason)
             else:
                 return step
         if problems:
-            raise ModelError(
-                "; ".join(problems) + "; expected a checkpoint of this config's model"
-            )
+            raise ModelError("; ".join(problems) + "; expected a checkpoint of this config's model")
         return 0
 
     def _file(self, step: int) -> Path:
@@ -168,7 +166,8 @@ def build_estimator(config: RunConfig, source: Source, steps_per_epoch: int) -> 
     learning_rate = train.learning_rate
     if train.drop_epochs:
         learning_rate = keras.optimizers.schedules.PiecewiseConstantDecay(
-            [epoch * steps_per_epoch for epoch in train.drop_epochs],
+            # Keras drops after the step that a boundary names, counted from 0.
+            [epoch * steps_per_epoch - 1 for epoch in train.drop_epochs],
             [learning_rate * train.drop_factor**n for n in range(len(train.drop_epochs) + 1)],
         )
     estimator.compile(keras.optimizers.Adam(learning_rate, global_clipnorm=train.clip_norm))
@@ -200,19 +199,19 @@ def train(
 
     Raises:
         ConfigError: if `out` holds a run already and `resume` is not set, or a run of another
-            config.
+            config, or a batch size that the replicas cannot share.
         DataError: for data that cannot be used.
-        ModelError: if the loss is no longer a number.
+        ModelError: if the loss or a weight is no longer a number, or no checkpoint can be read.
     """
     folder = RunFolder(Path(out))
     _claim(folder, config, resume)
-    keras.utils.set_random_seed(config.seed)
+    batch_size = config.train.batch_size
+    strategy = make_strategy(config.train.strategy, batch_size)
     source = config.open_source("train")
     validation = config.open_source("val", boxes="ground_truth")
-    batch_size = config.train.batch_size
     steps_per_epoch = max(1, len(source.records) // batch_size)
 
-    strategy = make_strategy(config.train.strategy, batch_size)
+    keras.utils.set_random_seed(config.seed)
     with strategy.scope():
         estimator = build_estimator(config, source, steps_per_epoch)
     start = folder.checkpoints.restore(estimator) if resume else 0
@@ -294,9 +293,9 @@ def evaluate_run(
     return scores
 
 
-# What may change between the parts of a run that is resumed.
-_RESUMABLE = ("train.epochs", "train.evaluate_every", "train.drawn_people",
-              "train.keep_checkpoints", "evaluate.", "data.source.root")  # fmt: skip
+# What may change between the parts of a run that is resumed, and all of `evaluate`.
+_RESUMABLE = {"train.epochs", "train.evaluate_every", "train.drawn_people",
+              "train.keep_checkpoints", "data.source.root"}  # fmt: skip
 
 
 def _claim(folder: RunFolder, config: RunConfig, resume: bool) -> None:
@@ -312,7 +311,9 @@ def _claim(folder: RunFolder, config: RunConfig, resume: bool) -> None:
     changed = [
         f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not key.startswith(_RESUMABLE)
+        if before.get(key) != now.get(key)
+        and key not in _RESUMABLE
+        and not key.startswith("evaluate.")
     ]
     if changed:
         raise ConfigError(
@@ -340,13 +341,21 @@ class _StopAtNaN(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         if not np.isfinite(logs["loss"]):
-            steps = self.checkpoints.steps()
-            saved = f"the checkpoint of step {steps[-1]} is good" if steps else "nothing was saved"
-            raise ModelError(
-                f"the loss is {float(logs['loss'])} at step "
-                f"{int(self.model.optimizer.iterations.numpy())}; expected a number; {saved}; "
-                "try a lower train.learning_rate or a train.clip_norm"
-            )
+            self._stop(f"the loss is {float(logs['loss'])}")
+
+    def on_epoch_end(self, epoch, logs=None):
+        # The loss of an epoch's last step says nothing of what that step made of the weights.
+        for variable in self.model.trainable_variables:
+            if not np.isfinite(variable.numpy()).all():
+                self._stop(f"a value of {variable.path} is no finite number")
+
+    def _stop(self, found: str) -> NoReturn:
+        steps = self.checkpoints.steps()
+        saved = f"the checkpoint of step {steps[-1]} is good" if steps else "nothing was saved"
+        raise ModelError(
+            f"{found} at step {int(self.model.optimizer.iterations.numpy())}; expected a number; "
+            f"{saved}; try a lower train.learning_rate or a train.clip_norm"
+        )
 
 
 class _SaveCheckpoints(keras.callbacks.Callback):
@@ -390,9 +399,9 @@ class _History(keras.callbacks.Callback):
         self.path = path
 
     def on_epoch_end(self, epoch, logs=None):
+        line = {"epoch": epoch + 1} | _without_nan(logs)
         with self.path.open("a") as file:
-            file.write(json.dumps({"epoch": epoch + 1, **{k: float(v) for k, v in logs.items()}}))
-            file.write("\n")
+            file.write(json.dumps(line) + "\n")
 
 
 class _Drawings(keras.callbacks.Callback):
@@ -424,7 +433,9 @@ def draw_people(regressor: keras.Model, source: Source, config: RunConfig) -> Im
     )
     cells = []
     for row, path in enumerate(source.records.image_paths):
-        left, top, right, bottom = (round(value) for value in poses.crop_boxes_xyxy[row])
+        # Outwards, so that the smallest box still has a pixel.
+        left, top = np.floor(poses.crop_boxes_xyxy[row, :2]).astype(int).tolist()
+        right, bottom = np.ceil(poses.crop_boxes_xyxy[row, 2:]).astype(int).tolist()
         with Image.open(path) as image:
             crop = image.convert("RGB").crop((left, top, right, bottom))
         scale = DRAWN_HEIGHT / crop.height

@@ -43,7 +43,10 @@ def test_bones_take_the_side_of_their_joints():
     drawn = pixels(draw_poses(grey(), keypoints_px, None, COCO17))
     assert tuple(drawn[70, 150]) == SIDE_COLOURS["left"]
     assert tuple(drawn[20, 100]) == SIDE_COLOURS["middle"]
-    keypoints_px[0, 7] = np.nan
+    keypoints_px[0, 0], keypoints_px[0, 2] = (100, 60), (40, 60)  # nose and right eye
+    drawn = pixels(draw_poses(grey(), keypoints_px, None, COCO17))
+    assert tuple(drawn[60, 70]) == SIDE_COLOURS["right"]
+    keypoints_px[0, [0, 2, 7]] = np.nan
     without = pixels(draw_poses(grey(), keypoints_px, None, COCO17))
     assert (without[40:] == GREY).all()
     assert tuple(without[20, 100]) == SIDE_COLOURS["middle"]

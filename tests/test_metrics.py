@@ -202,11 +202,13 @@ def test_ap_equals_cocoeval_through_load_res(capsys):
     for entry in results:
         entry["keypoints"] = (np.array(entry["keypoints"]) + rng.normal(0, 5, 51)).tolist()
         entry["score"] = float(rng.uniform())
-    # False alarms of all sizes: the size of what is not matched decides APM and APL.
-    for entry in copy.deepcopy(results[:6]):
-        entry["keypoints"] = (np.array(entry["keypoints"]) + 400).tolist()
-        entry["score"] = float(rng.uniform())
-        results.append(entry)
+    # A duplicate behind the first result, and false alarms of both sizes: the size of what is not
+    # matched decides whether it counts in APM or APL.
+    results.append(results[0] | {"score": 0.99 * results[0]["score"]})
+    for image_id, size in ((1, 60), (2, 60), (3, 60), (4, 250)):
+        keypoints = 1000 + rng.uniform(0, size, 51)
+        results.append(results[0] | {"image_id": image_id, "keypoints": keypoints.tolist()})
+        results[-1]["score"] = float(rng.uniform(0.5, 1))
     truth = coco_from_dict(dataset)
     evaluation = COCOeval(truth, truth.loadRes(copy.deepcopy(results)), "keypoints")
     evaluation.evaluate()
@@ -220,6 +222,14 @@ def test_ap_equals_cocoeval_through_load_res(capsys):
     np.testing.assert_allclose(list(found.values()), evaluation.stats, rtol=1e-12)
     assert 0 < found["AP75"] < found["AP50"] < 1
     assert found["APM"] != found["APL"]
+
+
+def test_annotation_ids_may_start_at_zero():
+    dataset = make_dataset()
+    for annotation in dataset["annotations"]:
+        annotation["id"] -= 1
+    found = coco_keypoint_ap(coco_from_dict(dataset), as_results(dataset), SIGMAS)
+    assert found["AP"] == pytest.approx(1) and found["AR"] == pytest.approx(1)
 
 
 def test_moving_all_joints_lowers_ap_monotonically():

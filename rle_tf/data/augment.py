@@ -4,8 +4,10 @@ The random numbers come in as arguments (float32 in [0, 1)), so a sample's augme
 by its seed alone, wherever and in whatever order it is computed.
 """
 
+import math
+
 import tensorflow as tf
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rle_tf.geometry import mirror, transform_points
 from rle_tf.skeletons import Skeleton
@@ -33,6 +35,13 @@ class Augmentation(BaseModel):
     half_body_probability: float = Field(0.3, ge=0, le=1)
     half_body_min_joints: int = Field(3, ge=0)
     half_body_margin: float = Field(1.5, gt=0)
+
+    @model_validator(mode="after")
+    def _scale_range_ascends(self):
+        low, high = self.scale_range
+        if not 0 < low <= high < math.inf:
+            raise ValueError(f"scale_range {list(self.scale_range)} must be positive and ascend")
+        return self
 
 
 # How many uniform random numbers `augment` takes.
@@ -93,6 +102,8 @@ def half_body(
 
     Upper and lower half are equally likely; where the drawn half has fewer than three labelled
     joints the other one is taken, and where neither has three the box stays as it is.
+    The half's box is about the mean of its joints, as in the authors' code: one that lies far
+    from the others may be outside.
 
     Args:
         keypoints: (K, D), x and y in image pixels.
@@ -150,9 +161,9 @@ def augment(
         `(keypoints, labelled, centre, size_wh, rotation_deg, flipped)`. Where `flipped`, the
         first three are of the mirrored image.
     """
-    halved = (
-        draws[0] < augmentation.half_body_probability
-    ) & (tf.reduce_sum(tf.cast(labelled, tf.int32)) > augmentation.half_body_min_joints)
+    halved = (draws[0] < augmentation.half_body_probability) & (
+        tf.reduce_sum(tf.cast(labelled, tf.int32)) > augmentation.half_body_min_joints
+    )
     centre, size_wh = tf.cond(
         halved,
         lambda: half_body(

@@ -1,10 +1,10 @@
 """People of a COCO keypoint dataset: standard folders, standard JSON, standard score."""
 
 import json
-import math
+import sys
 from copy import copy
 from functools import cached_property
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 
@@ -69,12 +69,12 @@ class CocoSource:
                             f"{self.annotations} names")  # fmt: skip
         self.category_id = self._category(dataset["categories"])
         image_table = self._image_table(dataset["images"])
-        self.records = (
-            self._detected(image_table)
-            if self.detections
-            else self._annotated(dataset["annotations"], image_table)
-        )
-        check_image_files([Path(path) for path in set(self.records.image_paths)], self.annotations)
+        # With detections too: their score needs sound annotations, and is taken hours later.
+        self.records = self._annotated(dataset["annotations"], image_table)
+        if self.detections:
+            self.records = self._detected(image_table)
+        paths = sorted(set(self.records.image_paths))
+        check_image_files([Path(path) for path in paths], self.annotations)
 
     def take(self, rows: np.ndarray | slice) -> "CocoSource":
         """The same source with some of its records; scores still count everybody annotated."""
@@ -84,8 +84,22 @@ class CocoSource:
 
     @cached_property
     def ground_truth(self):
-        """The annotations as a `pycocotools.coco.COCO`."""
-        return metrics.coco_from_dict(_read_json(self.annotations, dict, "a COCO dataset"))
+        """The annotations of the category with the joints, as a `pycocotools.coco.COCO`."""
+        dataset = _read_json(self.annotations, dict, "a COCO keypoint dataset")
+        # The two keys that can be told from others are set, as not every tool writes them.
+        annotations = [
+            {
+                **entry,
+                "iscrowd": int(bool(entry.get("iscrowd"))),
+                "num_keypoints": sum(value > 0 for value in entry["keypoints"][2::3]),
+            }
+            for entry in dataset["annotations"]
+            if entry["category_id"] == self.category_id
+        ]
+        categories = [c for c in dataset["categories"] if c.get("id") == self.category_id]
+        return metrics.coco_from_dict(
+            {**dataset, "annotations": annotations, "categories": categories}
+        )
 
     def results(self, poses: Poses) -> list[dict]:
         """The predictions in COCO's result format, one dict a person; detections after OKS-NMS."""
@@ -152,75 +166,81 @@ class CocoSource:
     def _category(self, categories: list) -> int:
         joints = list(self.skeleton.joints)
         named = [entry for entry in categories if isinstance(entry, dict) and "keypoints" in entry]
-        fitting = [entry for entry in named if entry["keypoints"] == joints]
-        if not fitting:
-            found = "; ".join(f"'{c.get('name')}' with {c['keypoints']}" for c in named)
-            raise DataError(
-                f"{self.annotations}: no category has the joints of skeleton "
-                f"'{self.skeleton.name}'; found {found or 'none with keypoints'}, "
-                f"expected {joints}"
-            )
-        return fitting[0]["id"]
+        for entry in named:
+            if entry["keypoints"] == joints and _is_id(entry.get("id")):
+                return entry["id"]
+        found = "; ".join(f"{c.get('id')!r} '{c.get('name')}' with {c['keypoints']}" for c in named)
+        raise DataError(
+            f"{self.annotations}: no category with an id has the joints of skeleton "
+            f"'{self.skeleton.name}'; found {found or 'none with keypoints'}, expected {joints}"
+        )
 
     def _image_table(self, entries: list) -> dict[int, tuple[str, int, int]]:
         table = {}
         for index, entry in enumerate(entries):
-            try:
-                image_id, name = entry["id"], entry["file_name"]
-                width, height = int(entry["width"]), int(entry["height"])
-            except (KeyError, TypeError, ValueError) as error:
+            where = f"{self.annotations}: images[{index}]"
+            if (
+                not isinstance(entry, dict)
+                or not _is_id(entry.get("id"))
+                or not isinstance(entry.get("file_name"), str)
+            ):
                 raise DataError(
-                    f"{self.annotations}: images[{index}] has no usable {error}; expected 'id', "
-                    f"'file_name', 'width' and 'height', found {entry!r:.200}"
-                ) from None
-            posix, windows = PurePosixPath(name), PureWindowsPath(name)
-            if posix.is_absolute() or windows.drive or ".." in windows.parts:
-                raise DataError(
-                    f"{self.annotations}: image {image_id} has file_name '{name}', which leaves "
-                    f"the image folder; expected a path inside {self.images}"
+                    f"{where} is {entry!r:.200}; expected an object with 'id' (a whole number), "
+                    "'file_name' (text), 'width' and 'height'"
                 )
-            if width <= 0 or height <= 0:
+            image_id, name = entry["id"], entry["file_name"]
+            width, height = entry.get("width"), entry.get("height")
+            if not (_is_size(width) and _is_size(height)):
                 raise DataError(
-                    f"{self.annotations}: image {image_id} has size {width}x{height}; expected "
-                    "positive numbers of pixels"
+                    f"{where} (id {image_id}) has width {width!r} and height {height!r}; expected "
+                    "whole numbers of pixels"
                 )
-            table[image_id] = (str(self.images / name), width, height)
+            # Windows' rules know both kinds of slash, and drives.
+            path = PureWindowsPath(name)
+            if path.anchor or ".." in path.parts or not path.parts:
+                raise DataError(
+                    f"{where} (id {image_id}) has file_name '{name}', which is nothing inside the "
+                    f"image folder; expected a path relative to {self.images}, without '..'"
+                )
+            if image_id in table:
+                raise DataError(
+                    f"{where} has id {image_id}, as an image before it; expected every id once"
+                )
+            table[image_id] = (str(self.images / name), int(width), int(height))
         return table
 
     def _annotated(self, annotations: list, image_table: dict) -> Records:
-        joints = len(self.skeleton.joints)
-        people, keypoints = [], []
+        people, wheres = [], []
         for index, entry in enumerate(annotations):
-            where = f"{self.annotations}: annotation {entry.get('id', f'at index {index}')}"
-            if entry.get("category_id") != self.category_id or entry.get("iscrowd"):
+            if not isinstance(entry, dict) or "category_id" not in entry:
+                raise DataError(
+                    f"{self.annotations}: annotations[{index}] is {entry!r:.200}; expected an "
+                    "object with 'id', 'image_id', 'category_id', 'bbox', 'area' and 'keypoints'"
+                )
+            if entry["category_id"] != self.category_id:
                 continue
-            values = entry.get("keypoints")
-            if not isinstance(values, list) or len(values) != 3 * joints:
-                found = f"{len(values)} numbers" if isinstance(values, list) else repr(values)
+            if not _is_id(entry.get("id")):
                 raise DataError(
-                    f"{where} has keypoints of {found}; expected {3 * joints} numbers, x, y and "
-                    f"visibility of the {joints} joints of '{self.skeleton.name}'"
+                    f"{self.annotations}: annotations[{index}] has id {entry.get('id')!r}; "
+                    "expected a whole number"
                 )
-            if entry.get("image_id") not in image_table:
-                raise DataError(
-                    f"{where} is of image {entry.get('image_id')}, which 'images' does not list; "
-                    f"expected one of its {len(image_table)} ids"
-                )
-            if any(values[2::3]):
+            where = f"{self.annotations}: annotation {entry['id']}"
+            self._check_annotation(entry, image_table, where)
+            if not entry.get("iscrowd") and any(entry["keypoints"][2::3]):
                 people.append(entry)
-                keypoints.append(values)
-        wheres = [f"{self.annotations}: annotation {entry.get('id')}" for entry in people]
+                wheres.append(where)
         image_ids = [entry["image_id"] for entry in people]
         paths, image_wh = _image_columns(image_ids, image_table)
-        boxes = _checked_boxes([entry.get("bbox") for entry in people], image_wh, wheres)
+        boxes = _clipped_boxes([entry["bbox"] for entry in people], image_wh, wheres)
         for where, entry in zip(wheres, people, strict=True):
-            area = entry.get("area")
-            if not isinstance(area, int | float) or not math.isfinite(area) or area <= 0:
+            if entry["area"] <= 0:
                 raise DataError(
-                    f"{where} has area {area!r}; expected the person's area in pixels, which OKS "
-                    "measures distances by"
+                    f"{where} has area {entry['area']}; expected the person's area in pixels, "
+                    "which OKS measures distances by"
                 )
-        columns = self._checked_keypoints(keypoints, image_wh, wheres)
+        columns = self._checked_keypoints(
+            [entry["keypoints"] for entry in people], image_wh, wheres
+        )
         return Records(
             image_paths=paths,
             image_wh=image_wh,
@@ -233,19 +253,41 @@ class CocoSource:
             box_scores=np.zeros(len(people)),
         )
 
+    def _check_annotation(self, entry: dict, image_table: dict, where: str) -> None:
+        """What COCOeval needs of everybody, crowds and people without labels included."""
+        joints = len(self.skeleton.joints)
+        image_id, values = entry.get("image_id"), entry.get("keypoints")
+        if not _is_id(image_id) or image_id not in image_table:
+            raise DataError(
+                f"{where} is of image {image_id!r}, which 'images' does not list; expected one of "
+                f"its {len(image_table)} ids"
+            )
+        if not isinstance(values, list) or len(values) != 3 * joints:
+            found = f"{len(values)} numbers" if isinstance(values, list) else repr(values)
+            raise DataError(
+                f"{where} has keypoints of {found}; expected {3 * joints} numbers, x, y and "
+                f"visibility of the {joints} joints of '{self.skeleton.name}'"
+            )
+        if not all(map(_is_number, values)):
+            wrong = next(index for index, value in enumerate(values) if not _is_number(value))
+            raise DataError(
+                f"{where} has {values[wrong]!r:.80} at keypoints[{wrong}], "
+                f"{('x', 'y', 'the visibility')[wrong % 3]} of "
+                f"{self.skeleton.joints[wrong // 3]}; expected a finite number"
+            )
+        _check_box(entry.get("bbox"), where)
+        if not _is_number(entry.get("area")):
+            raise DataError(
+                f"{where} has area {entry.get('area')!r}; expected the person's area in pixels, "
+                "which OKS measures distances by"
+            )
+
     def _checked_keypoints(self, keypoints: list, image_wh: np.ndarray, wheres: list) -> np.ndarray:
         shape = (len(keypoints), len(self.skeleton.joints), 3)
-        try:
-            columns = np.array(keypoints, np.float64).reshape(shape)
-        except (TypeError, ValueError):
-            row = next(i for i, values in enumerate(keypoints) if not _all_numbers(values))
-            raise DataError(
-                f"{wheres[row]} has keypoints {keypoints[row]!r:.200}; expected numbers"
-            ) from None
+        columns = np.array(keypoints, np.float64).reshape(shape)
         xy, labelled = columns[..., :2], columns[..., 2] > 0
         limit = image_wh[:, None] + EDGE_TOLERANCE_PX
         problems = {
-            "a finite number": ~np.isfinite(columns).all(-1),
             "a visibility of 0, 1 or 2": ~np.isin(columns[..., 2], (0, 1, 2)),
             "a place inside the image": labelled
             & ((xy < -EDGE_TOLERANCE_PX) | (xy > limit)).any(-1),
@@ -256,8 +298,9 @@ class CocoSource:
                 width, height = image_wh[row]
                 raise DataError(
                     f"{wheres[row]} has {self.skeleton.joints[joint]} at "
-                    f"{columns[row, joint].tolist()} in an image of {width}x{height}; expected "
-                    f"{expected} ({int(wrong.any(1).sum())} annotations have this)"
+                    f"{columns[row, joint].tolist()} (x, y, visibility) in an image of "
+                    f"{width}x{height}; expected {expected} "
+                    f"({int(wrong.any(1).sum())} annotations have this)"
                 )
         return columns
 
@@ -271,20 +314,22 @@ class CocoSource:
                     f"{where} is {entry!r:.200}; expected 'image_id', 'category_id', 'bbox' and "
                     "'score'"
                 )
-            if entry["image_id"] not in image_table:
+            image_id, score = entry["image_id"], entry["score"]
+            if not _is_id(image_id) or image_id not in image_table:
                 raise DataError(
-                    f"{where} is of image {entry['image_id']}, which {self.annotations} does not "
-                    "list; expected detections of the same images"
+                    f"{where} is of image {image_id!r}, which {self.annotations} does not list; "
+                    "expected detections of the same images"
                 )
-            if not isinstance(entry["score"], int | float) or not math.isfinite(entry["score"]):
-                raise DataError(f"{where} has score {entry['score']!r}; expected a number")
+            if not _is_number(score):
+                raise DataError(f"{where} has score {score!r}; expected a finite number")
+            _check_box(entry["bbox"], where)
             category_id = entry.get("category_id", self.category_id)
-            if category_id == self.category_id and entry["score"] >= self.min_box_score:
+            if category_id == self.category_id and score >= self.min_box_score:
                 people.append(entry)
                 wheres.append(where)
         image_ids = [entry["image_id"] for entry in people]
         paths, image_wh = _image_columns(image_ids, image_table)
-        boxes = _checked_boxes([entry["bbox"] for entry in people], image_wh, wheres)
+        boxes = _clipped_boxes([entry["bbox"] for entry in people], image_wh, wheres)
         joints = len(self.skeleton.joints)
         return Records(
             image_paths=paths,
@@ -304,11 +349,27 @@ def _read_json(path: Path, kind: type, expected: str):
         raise DataError(f"{path}: no such file; expected {expected}")
     try:
         value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); expected {expected}") from None
     except ValueError as error:
         raise DataError(f"{path}: not JSON ({error}); expected {expected}") from None
     if not isinstance(value, kind):
         raise DataError(f"{path}: holds a {type(value).__name__}; expected {expected}")
     return value
+
+
+def _is_number(value) -> bool:
+    """Whether a value from JSON is a number and float64 holds it: no NaN, infinity or boolean."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+
+
+def _is_id(value) -> bool:
+    return type(value) is int and -(2**63) <= value < 2**63
+
+
+def _is_size(value) -> bool:
+    # Whole floats too: some tools write them.
+    return type(value) in (int, float) and 1 <= value < 2**31 and value == int(value)
 
 
 def _image_columns(image_ids: list[int], image_table: dict) -> tuple[np.ndarray, np.ndarray]:
@@ -317,17 +378,14 @@ def _image_columns(image_ids: list[int], image_table: dict) -> tuple[np.ndarray,
     return paths, np.array(sizes, np.int32).reshape(-1, 2)
 
 
-def _all_numbers(values) -> bool:
-    return all(isinstance(value, int | float) for value in values)
+def _check_box(box, where: str) -> None:
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+        raise DataError(
+            f"{where} has bbox {box!r:.200}; expected four numbers: left, top, width, height"
+        )
 
 
-def _checked_boxes(boxes: list, image_wh: np.ndarray, wheres: list[str]) -> np.ndarray:
-    for where, box in zip(wheres, boxes, strict=True):
-        usable = isinstance(box, list) and len(box) == 4 and _all_numbers(box)
-        if not usable or not all(math.isfinite(value) for value in box):
-            raise DataError(
-                f"{where} has bbox {box!r:.200}; expected four numbers: left, top, width, height"
-            )
+def _clipped_boxes(boxes: list, image_wh: np.ndarray, wheres: list[str]) -> np.ndarray:
     boxes_xyxy = clip_boxes(np.array(boxes, np.float64).reshape(-1, 4), image_wh)
     empty = (boxes_xyxy[:, 2:] <= boxes_xyxy[:, :2]).any(axis=1)
     if empty.any():

@@ -6,6 +6,7 @@ starts in the middle sees what an uninterrupted one would have seen.
 """
 
 import logging
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,6 +26,16 @@ LOG = logging.getLogger(__name__)
 
 # Pixels read around what a crop needs, so that bilinear sampling at its edge has neighbours.
 REGION_MARGIN_PX = 2
+
+_USABLE = "a whole JPEG, PNG, GIF, BMP or WebP image of the annotated size"
+
+# What reading and decoding raise: damaged; gone; a folder; not ours to read.
+_IMAGE_ERRORS = (
+    tf.errors.InvalidArgumentError,
+    tf.errors.NotFoundError,
+    tf.errors.FailedPreconditionError,
+    tf.errors.PermissionDeniedError,
+)
 
 
 @dataclass(frozen=True)
@@ -80,7 +91,12 @@ def training_batches(
 
     Returns:
         Batches of image (B, H, W, 3) float32 and target {"keypoints": (B, K, D), "weight":
-        (B, K, D)} float32 in unit coordinates. Joints outside the crop keep weight 1.
+        (B, K, D)} float32 in unit coordinates. Joints outside the crop keep weight 1, as in the
+        authors' code.
+
+    Raises:
+        DataError: if there is nobody. While iterating, an image that cannot be read is an error
+            of TensorFlow's; see `named_image_errors`.
     """
     columns = _columns(records, input_format)
     people = len(records)
@@ -108,6 +124,9 @@ def evaluation_batches(
 
     Returns:
         Batches as `training_batches` makes them.
+
+    Raises:
+        DataError: as `training_batches`.
     """
     columns = _columns(records, input_format)
 
@@ -161,21 +180,23 @@ def read_crop(
 
 def check_images(records: Records) -> dict[str, str]:
     """Decodes every image once and says which cannot be used, and why: {path: reason}."""
-    sizes = dict(zip(records.image_paths, records.image_wh, strict=True))
+    sizes = dict(zip(records.image_paths, records.image_wh.tolist(), strict=True))
 
     def reason(path: str) -> str | None:
-        wh = tf.constant(sizes[path])
         try:
-            data = tf.io.read_file(path)
-            if tf.io.is_jpeg(data):
-                _decode_jpeg_region(data, path, wh, tf.zeros_like(wh), wh)
-            else:
-                _decode_region(data, path, wh, tf.zeros_like(wh), wh)
+            with tf.device("/CPU:0"):
+                image = tf.io.decode_image(tf.io.read_file(path), 3, expand_animations=False)
         except tf.errors.OpError as error:
-            return error.message.split("[Op:")[0].strip()
+            # Without the names of TensorFlow's nodes around it.
+            text = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", error.message, flags=re.DOTALL).strip()
+            return f"cannot be read ({text.removeprefix(f'{path}; ').rstrip('.')})"
+        height, width, _ = image.shape
+        if [width, height] != sizes[path]:
+            stated = "x".join(map(str, sizes[path]))
+            return f"has {width}x{height} pixels where the annotations say {stated}"
         return None
 
-    with ThreadPoolExecutor() as pool, tf.device("/CPU:0"):
+    with ThreadPoolExecutor() as pool:
         reasons = zip(sizes, pool.map(reason, sizes), strict=True)
         return {path: why for path, why in reasons if why}
 
@@ -187,7 +208,7 @@ def usable_rows(records: Records) -> np.ndarray:
         DataError: if no image can.
     """
     bad = check_images(records)
-    usable = ~np.isin(records.image_paths.astype(str), list(bad))
+    usable = np.array([path not in bad for path in records.image_paths], bool)
     for path, why in bad.items():
         LOG.warning("skipping image %s: %s", path, why)
     if bad:
@@ -196,25 +217,31 @@ def usable_rows(records: Records) -> np.ndarray:
             len(bad), int((~usable).sum()), int(usable.sum()),
         )  # fmt: skip
     if bad and not usable.any():
-        raise DataError(f"none of {len(bad)} images can be used; the first is {next(iter(bad))}")
+        path, why = next(iter(bad.items()))
+        raise DataError(
+            f"{path}: {why}, and none of the {len(bad)} images can be used; expected {_USABLE}"
+        )
     return usable
 
 
 @contextmanager
 def named_image_errors(records: Records) -> Iterator[None]:
-    """Turns a failure of TensorFlow to decode an image into a `DataError` that names the file."""
+    """Turns a failure of TensorFlow to read an image into a `DataError` that names the file."""
     try:
         yield
-    except tf.errors.InvalidArgumentError as error:
+    except _IMAGE_ERRORS as error:
         # A decoder does not say which file it was given, so they are looked through once more.
+        LOG.warning(
+            "TensorFlow failed, at an image perhaps; checking those of %d people", len(records)
+        )
         bad = check_images(records)
         if not bad:
             raise
         path, why = next(iter(bad.items()))
         others = f" ({len(bad)} images have such faults)" if len(bad) > 1 else ""
         raise DataError(
-            f"{path}: cannot be used: {why}{others}; expected a whole JPEG, PNG, GIF, BMP or WebP "
-            "image of the annotated size (data.on_bad_image: skip leaves such images out)"
+            f"{path}: {why}{others}; expected {_USABLE} "
+            "(data.on_bad_image: skip leaves such images out)"
         ) from error
 
 
@@ -277,17 +304,17 @@ def encode_target(
     """
     height, width = image_size
     xy = geometry.transform_points(matrix, keypoints[:, :2]) / (width, height) - 0.5
-    unit = tf.concat([xy, keypoints[:, 2:] / 2000], axis=1)
+    unit = tf.concat([xy, keypoints[:, 2:] / geometry.DEPTH_MM], axis=1)
     weight = tf.repeat(tf.cast(labelled, tf.float32)[:, None], unit.shape[-1], axis=1)
     return {"keypoints": tf.where(weight > 0, unit, 0.0), "weight": weight}
 
 
 def _check_size(shape_hwc: tf.Tensor, path: tf.Tensor, image_wh: tf.Tensor) -> tf.Operation | None:
+    found_wh = shape_hwc[1::-1]
     return tf.debugging.Assert(
-        tf.reduce_all(shape_hwc[1::-1] == image_wh),
-        ["image size in", path, "found [height, width, channels]", shape_hwc,
-         "expected [width, height] of the annotations", image_wh],
-    )  # fmt: skip
+        tf.reduce_all(found_wh == image_wh),
+        [path, "width and height found", found_wh, "expected", image_wh],
+    )
 
 
 def _decode_jpeg_region(data, path, image_wh, low, high) -> tf.Tensor:

@@ -94,5 +94,5 @@ def check_image_files(image_paths: list[Path], named_by: Path) -> None:
     if absent:
         raise DataError(
             f"{named_by}: {len(absent)} of {len(image_paths)} images are missing, the first is "
-            f"{absent[0]}; expected every image that has annotated people"
+            f"{absent[0]}; expected every image that has people to look at"
         )

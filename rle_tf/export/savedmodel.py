@@ -11,15 +11,15 @@ import keras
 import tensorflow as tf
 
 from rle_tf.errors import ModelError
+from rle_tf.geometry import DEPTH_MM
 from rle_tf.skeletons import Skeleton
 
 # TensorFlow Serving passes over this folder of a model: the place for files of one's own.
 _METADATA = Path("assets.extra", "rle_tf.json")
 _METADATA_KEYS = (
-    "skeleton", "joints", "bones", "flip_pairs", "image_size", "dims", "mean", "std", "versions",
+    "skeleton", "joints", "bones", "flip_pairs", "image_size", "dims", "mean", "std", "box_margin",
+    "versions",
 )  # fmt: skip
-# Unit depth is mm / 2000, relative to the root joint.
-_DEPTH_MM = 2000.0
 
 
 def export_savedmodel(
@@ -29,6 +29,7 @@ def export_savedmodel(
     skeleton: Skeleton,
     mean: Sequence[float],
     std: Sequence[float],
+    box_margin: float = 1.25,
     version: int | None = None,
 ) -> Path:
     """Writes the regressor as `directory/<version>/`, the layout that TensorFlow Serving reads.
@@ -50,6 +51,8 @@ def export_savedmodel(
         skeleton: What the K joints are; written beside the graph (see `read_metadata`).
         mean: Of each channel, R, G, B, subtracted from pixel / 255.
         std: Of each channel; what is left is divided by it.
+        box_margin: The factor between a person's box and the crop that it was trained on; written
+            beside the graph for those who make the crops.
         version: 1 or more; by default one more than the highest in `directory`.
 
     Returns:
@@ -82,6 +85,7 @@ def export_savedmodel(
         "dims": dims,
         "mean": [float(value) for value in mean],
         "std": [float(value) for value in std],
+        "box_margin": float(box_margin),
         "versions": {
             "rle_tf": installed_version("rle-tf"),
             "keras": keras.__version__,
@@ -111,7 +115,7 @@ def read_metadata(model_dir: str | Path) -> dict:
     Returns:
         `skeleton` (its name), `joints` (K names), `bones` and `flip_pairs` (pairs of joint
         indices), `image_size` [H, W], `dims` (D), `mean` and `std` (RGB, of pixel / 255),
-        `versions` (of rle_tf, keras and tensorflow when it was written).
+        `box_margin`, `versions` (of rle_tf, keras and tensorflow when it was written).
 
     Raises:
         ModelError: The folder or the file in it is absent, or the file is not such a file.
@@ -184,7 +188,7 @@ def _write_graph(
     twin = _float32_twin(regressor)
     height, width = image_size
     mean, std = tf.constant(mean, tf.float32), tf.constant(std, tf.float32)
-    scale = tf.constant([width, height, _DEPTH_MM][:dims], tf.float32)
+    scale = tf.constant([width, height, DEPTH_MM][:dims], tf.float32)
     origin = tf.constant([0.5, 0.5, 0.0][:dims])
 
     def serve(image):

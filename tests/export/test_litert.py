@@ -3,6 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -16,17 +17,22 @@ from rle_tf.models.regressor import build_regressor
 from rle_tf.skeletons import COCO17
 
 SIZE = 64
+MEAN = (0.406, 0.457, 0.48)
 UNITS = {"mu": 1e-4, "sigma": 1e-4, "score": 1e-4, "keypoints_px": 1e-2, "sigma_px": 1e-2}
 README = Path(__file__).parents[2] / "saved_models" / "README.md"
+
+
+def tflite(version: Path) -> Path:
+    return version.with_suffix(".tflite")
 
 
 def crops(batch: int) -> np.ndarray:
     return np.random.default_rng(batch).integers(0, 256, (batch, SIZE, SIZE, 3), dtype=np.uint8)
 
 
-def serve(version: Path, image: np.ndarray) -> dict[str, np.ndarray]:
-    signature = tf.saved_model.load(str(version)).signatures["serving_default"]
-    return {name: value.numpy() for name, value in signature(image=tf.constant(image)).items()}
+def serve(model, image: np.ndarray) -> dict[str, np.ndarray]:
+    output = model.signatures["serving_default"](image=tf.constant(image))
+    return {name: value.numpy() for name, value in output.items()}
 
 
 def assert_same(found: dict, wanted: dict) -> None:
@@ -36,36 +42,70 @@ def assert_same(found: dict, wanted: dict) -> None:
         np.testing.assert_allclose(found[name], wanted[name], rtol=0, atol=atol, err_msg=name)
 
 
-@pytest.fixture(scope="module", params=["pooled", "soft_argmax"])
-def exported(request, tmp_path_factory):
-    """A version's folder with `model.tflite` in it, under saved_models/demo/ of a new folder."""
-    tf.keras.utils.set_random_seed(0)
-    regressor = build_regressor("mobilenet_v2", COCO17, 2, (SIZE, SIZE), head=request.param)
-    # The heads start so small that every joint is at the centre: agreement would mean little.
-    for layer in regressor.layers:
-        if layer.name.endswith("_dense") or layer.name == "score_maps":
-            layer.kernel.assign(layer.kernel * 100)
-    directory = tmp_path_factory.mktemp(request.param) / "saved_models" / "demo"
-    version = export_savedmodel(
-        regressor, directory, skeleton=COCO17, mean=(0.406, 0.457, 0.48), std=(1, 1, 1)
+def build(head: str, output_layer: str | None) -> keras.Model:
+    """A regressor whose joints differ, which they do not at its initial weights."""
+    keras.utils.set_random_seed(0)
+    regressor = build_regressor(
+        "mobilenet_v2", COCO17, 2, (SIZE, SIZE), head=head, output_layer=output_layer
     )
-    assert export_litert(version, version / "model.tflite") == version / "model.tflite"
+    # With the statistics of a batch, features do not fade from layer to layer.
+    for layer in regressor.get_layer("backbone").layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0.0
+    regressor(np.random.default_rng(0).normal(size=(4, SIZE, SIZE, 3)), training=True)
+    for layer in regressor.layers:
+        if layer.name.endswith("_dense"):
+            layer.kernel.assign(layer.kernel * 100)
+    return regressor
+
+
+# The last map, 2x2, is too coarse for a soft-argmax.
+@pytest.fixture(
+    scope="module", params=[("pooled", None), ("soft_argmax", "block_4_add")], ids=lambda p: p[0]
+)
+def exported(request, tmp_path_factory):
+    """A version's folder, saved_models/demo/1 of a new folder, with the `.tflite` beside it.
+
+    The outputs of Keras for `crops(3)` lie beside that as keras.npz.
+    """
+    regressor = build(*request.param)
+    root = tmp_path_factory.mktemp(request.param[0])
+    version = export_savedmodel(
+        regressor, root / "saved_models" / "demo", skeleton=COCO17, mean=MEAN, std=(1, 1, 1)
+    )
+    assert export_litert(version, tflite(version)) == tflite(version)
+    normalised = (crops(3) / 255 - np.array(MEAN)).astype(np.float32)
+    np.savez(root / "keras.npz", **regressor(normalised, training=False))
     return version
 
 
-def test_equals_saved_model_at_any_batch(exported):
-    runner = Interpreter(str(exported / "model.tflite")).get_signature_runner("serving_default")
+@pytest.fixture(scope="module")
+def saved_model(exported):
+    return tf.saved_model.load(str(exported))
+
+
+def test_saved_model_equals_keras(exported, saved_model):
+    keras_output = np.load(exported.parents[2] / "keras.npz")
+    for batch in (3, 1):
+        found = serve(saved_model, crops(3)[:batch])
+        mu, log_sigma = keras_output["mu"][:batch], keras_output["log_sigma"][:batch]
+        assert np.ptp(mu) > 0.05
+        np.testing.assert_allclose(found["mu"], mu, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(found["sigma"], np.exp(log_sigma), rtol=0, atol=1e-5)
+        np.testing.assert_allclose(found["keypoints_px"], (mu + 0.5) * SIZE, rtol=0, atol=1e-3)
+
+
+def test_equals_saved_model_at_any_batch(exported, saved_model):
+    runner = Interpreter(str(tflite(exported))).get_signature_runner("serving_default")
     (detail,) = runner.get_input_details().values()
     assert detail["dtype"] == np.uint8
     assert list(detail["shape_signature"]) == [-1, SIZE, SIZE, 3]
     for batch in (1, 3, 2):
-        wanted = serve(exported, crops(batch))
-        assert np.ptp(wanted["keypoints_px"]) > 1
-        assert_same(runner(image=crops(batch)), wanted)
+        assert_same(runner(image=crops(batch)), serve(saved_model, crops(batch)))
 
 
-def test_resized_input(exported):
-    interpreter = Interpreter(str(exported / "model.tflite"))
+def test_resized_input(exported, saved_model):
+    interpreter = Interpreter(str(tflite(exported)))
     (image,) = interpreter.get_input_details()
     assert list(image["shape"]) == [1, SIZE, SIZE, 3]
     interpreter.resize_tensor_input(image["index"], [3, SIZE, SIZE, 3])
@@ -74,16 +114,16 @@ def test_resized_input(exported):
     interpreter.invoke()
     outputs = interpreter.get_signature_runner("serving_default").get_output_details()
     found = {name: interpreter.get_tensor(detail["index"]) for name, detail in outputs.items()}
-    assert_same(found, serve(exported, crops(3)))
+    assert_same(found, serve(saved_model, crops(3)))
 
 
 def test_builtin_ops_alone(exported):
     # Custom ops, which TensorFlow's "Flex" ones are, are named in the file.
-    assert b"Flex" not in (exported / "model.tflite").read_bytes()
-    Interpreter(str(exported / "model.tflite")).allocate_tensors()
+    assert b"Flex" not in tflite(exported).read_bytes()
+    Interpreter(str(tflite(exported))).allocate_tensors()
 
 
-def test_readme_example_needs_no_tensorflow(exported):
+def test_readme_example_needs_no_tensorflow(exported, saved_model):
     root = exported.parents[2]
     Image.fromarray(crops(1)[0]).save(root / "crop.jpg", "png")
     example = re.search(r"## LiteRT.*?```python\n(.*?)```", README.read_text(), re.DOTALL)[1]
@@ -94,15 +134,13 @@ def test_readme_example_needs_no_tensorflow(exported):
     process = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     assert [line.split()[0] for line in process.stdout.splitlines()] == list(COCO17.joints)
-    assert_same(dict(np.load(root / "result.npz")), serve(exported, crops(1)))
+    assert_same(dict(np.load(root / "result.npz")), serve(saved_model, crops(1)))
 
 
 def test_nothing_but_the_file_is_left(exported):
-    names = {entry.name for entry in exported.iterdir()}
-    assert not any(name.startswith(".") for name in names)
+    assert {entry.name for entry in exported.parent.iterdir()} == {"1", "1.tflite"}
     # Readable by whoever reads the model beside it.
-    modes = {(exported / name).stat().st_mode for name in ("model.tflite", "fingerprint.pb")}
-    assert len(modes) == 1
+    assert tflite(exported).stat().st_mode == (exported / "saved_model.pb").stat().st_mode
 
 
 def test_graph_that_cannot_be_converted(tmp_path, capfd):

@@ -66,8 +66,9 @@ def export(
 
 
 def serve(version: Path, image: np.ndarray) -> dict[str, np.ndarray]:
-    signature = tf.saved_model.load(str(version)).signatures["serving_default"]
-    return {name: value.numpy() for name, value in signature(image=tf.constant(image)).items()}
+    model = tf.saved_model.load(str(version))
+    output = model.signatures["serving_default"](image=tf.constant(image))
+    return {name: value.numpy() for name, value in output.items()}
 
 
 def expected(regressor: keras.Model, image: np.ndarray) -> dict[str, np.ndarray]:
@@ -166,7 +167,8 @@ def test_only_variables_of_the_regressor(regressor, tmp_path):
     assert len(holder.variables) > len(regressor.variables)
     version = export(holder.regressor, tmp_path)
 
-    loaded = tf.saved_model.load(str(version)).signatures["serving_default"].variables
+    model = tf.saved_model.load(str(version))
+    loaded = model.signatures["serving_default"].variables
     flow_names = re.compile("flow|coupling|nvp|scale_|shift_|conditioner", re.IGNORECASE)
     assert any(flow_names.search(variable.path) for variable in holder.variables)
     assert not any(flow_names.search(variable.name) for variable in loaded)
@@ -278,6 +280,7 @@ def test_metadata(exported):
         "dims": 2,
         "mean": list(MEAN),
         "std": list(STD),
+        "box_margin": 1.25,
     }
 
 

@@ -1,0 +1,1 @@
+"""Rendered people. No TensorFlow here: worker processes start by importing these modules."""

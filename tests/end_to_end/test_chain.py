@@ -1,0 +1,143 @@
+"""The commands of the README, from an empty folder to an exported model."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+REPOSITORY = Path(__file__).parents[2]
+SMALL = [
+    "--set", "data.source.train_people=64", "--set", "data.source.val_people=24",
+    "--set", "train.batch_size=16", "--set", "train.drop_epochs=[]", "--set", "train.epochs=2",
+]  # fmt: skip
+
+
+def rle_tf(folder: Path, *arguments, status: int = 0) -> str:
+    """Runs the command line in a process of its own, in `folder`."""
+    result = subprocess.run(
+        [sys.executable, "-m", "rle_tf", *map(str, arguments)],
+        cwd=folder,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == status, result.stdout + result.stderr
+    return result.stdout if status == 0 else result.stderr
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> tuple[Path, str]:
+    """A folder in which a small demo has run, and what it printed."""
+    folder = tmp_path_factory.mktemp("demo")
+    return folder, rle_tf(folder, "demo", *SMALL)
+
+
+@pytest.mark.slow
+def test_the_demo_trains_scores_draws_and_exports(demo):
+    folder, printed = demo
+    run = folder / "runs" / "demo"
+    assert "AP50" in printed and "predictions.png" in printed
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert 0 <= metrics["AP"] <= 1 and metrics["error_px"] > 0
+    assert len(json.loads((run / "results.json").read_text())) == 24
+    assert len((run / "history.jsonl").read_text().splitlines()) == 2
+    with Image.open(run / "predictions.png") as picture:
+        assert min(picture.size) > 300
+    assert (folder / "saved_models/demo/1/saved_model.pb").is_file()
+    assert (folder / "saved_models/demo/1.tflite").is_file()
+
+
+@pytest.mark.slow
+def test_the_demo_can_be_run_again(demo):
+    folder, _ = demo
+    before = json.loads((folder / "runs/demo/metrics.json").read_text())
+    rle_tf(folder, "demo", *SMALL)
+    assert json.loads((folder / "runs/demo/metrics.json").read_text()) == before
+    assert (folder / "saved_models/demo/2").is_dir()
+
+
+@pytest.mark.slow
+def test_evaluation_with_detections(demo):
+    folder, _ = demo
+    printed = rle_tf(
+        folder, "evaluate", "runs/demo", "--set", "evaluate.boxes=detections", "--out", "detected"
+    )
+    assert "detections boxes" in printed
+    assert "AP" in json.loads((folder / "detected/metrics.json").read_text())
+
+
+@pytest.mark.slow
+def test_run_folder_and_exported_model_predict_the_same(demo):
+    folder, _ = demo
+    image = next((folder / "runs/demo-data/val2017").glob("*.jpg"))
+    (folder / "boxes.json").write_text(json.dumps({image.name: [[20, 10, 90, 120]]}))
+    joints = []
+    for model, out in (("runs/demo", "poses_run"), ("saved_models/demo", "poses_exported")):
+        rle_tf(folder, "predict", model, image, "--boxes", "boxes.json", "--out", out)
+        with Image.open(folder / out / f"{image.stem}.png") as drawn, Image.open(image) as plain:
+            assert drawn.size == plain.size
+        (entry,) = json.loads((folder / out / "predictions.json").read_text())
+        joints.append([[j["x"], j["y"], j["sigma_x"]] for j in entry["people"][0]["joints"]])
+    np.testing.assert_allclose(joints[0], joints[1], atol=0.02)
+
+
+@pytest.mark.slow
+def test_evaluating_with_another_skeleton_is_refused(demo):
+    """A regressor of 14 joints in the folder of a run of 17."""
+    folder, _ = demo
+    other = folder / "other"
+    other.mkdir()
+    (other / "config.yaml").write_text((folder / "runs/demo/config.yaml").read_text())
+    subprocess.run(
+        [
+            sys.executable, "-c",
+            "from rle_tf import LSP14, build_regressor;"
+            "model = build_regressor('mobilenet_v3_small', LSP14, 2, (64, 64));"
+            "model.save('other/regressor.keras')",
+        ],
+        cwd=folder, check=True, capture_output=True,
+    )  # fmt: skip
+    message = rle_tf(folder, "evaluate", "other", status=1)
+    assert "gives 14 joints; expected the 17 of skeleton 'coco17'" in message
+    assert "Traceback" not in message
+
+
+@pytest.mark.slow
+def test_32_real_people_are_learned_by_heart(coco_sample, tmp_path):
+    """Training AP, without augmentation, with RLE: the chain can fit what it is shown."""
+    file = coco_sample / "annotations/person_keypoints_train2017.json"
+    dataset = json.loads(file.read_text())
+    people = [
+        entry for entry in dataset["annotations"]
+        if not entry["iscrowd"] and entry["num_keypoints"] >= 12 and entry["area"] > 96**2
+    ]  # fmt: skip
+    alone = {}
+    for entry in people:  # one an image: COCO counts the others of an image as missed
+        alone.setdefault(entry["image_id"], entry)
+    chosen = list(alone.values())[:32]
+    assert len(chosen) == 32
+    dataset["annotations"] = chosen
+    dataset["images"] = [i for i in dataset["images"] if i["id"] in {c["image_id"] for c in chosen}]
+    (tmp_path / "people.json").write_text(json.dumps(dataset))
+    split = f"{{annotations: {tmp_path}/people.json, images: {coco_sample}/train2017}}"
+    (tmp_path / "overfit.yaml").write_text(
+        f"""
+name: overfit
+data:
+  source: {{kind: coco, root: "/", train: {split}, val: {split}}}
+  image_size: [96, 96]
+  augmentation: {{flip_probability: 0.0, scale_range: [1.0, 1.0], rotation_deg: 0.0,
+                  half_body_probability: 0.0}}
+model: {{backbone: resnet18, output_layer: layer3_1_out, head: soft_argmax}}
+loss: {{kind: rle, convention: official}}
+train: {{batch_size: 32, epochs: 200, learning_rate: 1e-3, drop_epochs: [160], drawn_people: 0}}
+evaluate: {{flip_test: false}}
+"""
+    )
+    rle_tf(tmp_path, "train", "overfit.yaml", "--out", "run")
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["AP"] > 0.90

@@ -1,0 +1,312 @@
+"""The estimator: a Keras model like any other, on one device and on two."""
+
+import textwrap
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from rle_tf.distribution import make_strategy
+from rle_tf.errors import ConfigError, ModelError
+from rle_tf.estimator import PoseEstimator
+from rle_tf.flow import RealNVP
+from rle_tf.losses import L1Loss, RLELoss
+from rle_tf.models.regressor import build_regressor
+from rle_tf.skeletons import LSP14
+
+JOINTS = len(LSP14.joints)
+
+
+def tiny_backbone(regularizer=None) -> keras.Model:
+    """(B, 32, 32, 3) -> (B, 8, 8, 8), without batch statistics: replicas do not share those."""
+    image = keras.Input((32, 32, 3))
+    x = keras.layers.Conv2D(
+        8, 3, 4, "same", activation="relu", kernel_regularizer=regularizer, name="conv"
+    )(image)
+    return keras.Model(image, x, name="backbone")
+
+
+def tiny_estimator(loss=None, regularizer=None) -> PoseEstimator:
+    keras.utils.set_random_seed(1)
+    regressor = build_regressor(tiny_backbone(regularizer), LSP14, 2, (32, 32))
+    estimator = PoseEstimator(regressor, loss or RLELoss(RealNVP(2, layers=2, hidden=8)))
+    estimator.compile(keras.optimizers.Adam(1e-2))
+    return estimator
+
+
+def samples(count: int, seed: int = 0):
+    """Images and targets that can be learned; a fifth of the joints is not labelled."""
+    rng = np.random.default_rng(seed)
+    image = rng.normal(size=(count, 32, 32, 3)).astype("float32")
+    centre = image.mean(axis=(1, 2))[:, None, :2] * 5
+    keypoints = (centre + rng.normal(scale=0.1, size=(count, JOINTS, 2))).astype("float32")
+    weight = (rng.uniform(size=(count, JOINTS, 1)) > 0.2).astype("float32").repeat(2, axis=-1)
+    return image, {"keypoints": keypoints, "weight": weight}
+
+
+def batches(count: int = 16, batch_size: int = 4) -> tf.data.Dataset:
+    return tf.data.Dataset.from_tensor_slices(samples(count)).batch(batch_size)
+
+
+def values(variables) -> list[np.ndarray]:
+    return [variable.numpy() for variable in variables]
+
+
+def assert_equal(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_fit_moves_every_variable_of_regressor_and_flow():
+    estimator = tiny_estimator()
+    trained = {variable.path for variable in estimator.trainable_variables}
+    assert len(estimator.flow.trainable_variables) == 2 * 2 * 6
+    assert {variable.path for variable in estimator.flow.variables} <= trained
+    before = values(estimator.trainable_variables)
+    history = estimator.fit(batches(), shuffle=False, epochs=3, verbose=0).history
+    for variable, value in zip(estimator.trainable_variables, before, strict=True):
+        assert np.any(variable.numpy() != value), variable.path
+    assert history["loss"][-1] < history["loss"][0]
+    assert set(history) == {"loss", "pck", "sigma"}
+
+
+def test_predict_and_evaluate():
+    estimator = tiny_estimator()
+    image, target = samples(6)
+    found = estimator.predict(image, verbose=0)
+    expected = estimator.regressor(image)
+    np.testing.assert_allclose(found["mu"], expected["mu"], atol=1e-6)
+    assert found["log_sigma"].shape == (6, JOINTS, 2)
+    scores = estimator.evaluate(batches(6, 6), return_dict=True, verbose=0)
+    loss = RLELoss(estimator.flow, reduction=None)(target, expected)
+    np.testing.assert_allclose(scores["loss"], np.mean(loss), rtol=1e-5)
+
+
+def test_a_saved_estimator_goes_on_where_it_was(tmp_path):
+    estimator = tiny_estimator()
+    estimator.fit(batches(), shuffle=False, epochs=2, verbose=0)
+    estimator.save(tmp_path / "estimator.keras")
+    loaded = keras.saving.load_model(tmp_path / "estimator.keras")
+
+    assert isinstance(loaded, PoseEstimator) and isinstance(loaded.loss, RLELoss)
+    assert loaded.loss.flow is loaded.flow
+    assert_equal(values(loaded.variables), values(estimator.variables))
+    assert_equal(values(loaded.optimizer.variables), values(estimator.optimizer.variables))
+    assert int(loaded.optimizer.iterations.numpy()) == 8
+    for model in (estimator, loaded):
+        model.fit(batches(), shuffle=False, epochs=1, verbose=0)
+    assert_equal(values(loaded.trainable_variables), values(estimator.trainable_variables))
+
+
+def test_compile_arguments_are_saved(tmp_path):
+    estimator = tiny_estimator()
+    estimator.compile("sgd", steps_per_execution=2, run_eagerly=True)
+    estimator.save(tmp_path / "estimator.keras")
+    loaded = keras.saving.load_model(tmp_path / "estimator.keras")
+    assert isinstance(loaded.optimizer, keras.optimizers.SGD)
+    assert (loaded.steps_per_execution, loaded.run_eagerly, loaded.jit_compile) == (2, True, False)
+
+
+@pytest.fixture
+def constant_estimator():
+    """Says (0, 0) with sigma 0.5 of every joint."""
+    image = keras.Input((2, 2, 3))
+    zeros = keras.layers.Reshape((3, 2))(
+        keras.layers.Dense(6, kernel_initializer="zeros")(keras.layers.Flatten()(image))
+    )
+    log_sigma = keras.layers.Activation("log_sigmoid")(zeros)
+    regressor = keras.Model(image, {"mu": zeros, "log_sigma": log_sigma})
+    estimator = PoseEstimator(regressor, L1Loss())
+    estimator.compile("sgd")
+    return estimator
+
+
+def test_metrics_by_hand(constant_estimator):
+    keypoints = np.array(
+        [
+            [[0.03, 0.03], [0.03, 0.05], [np.nan, np.nan]],  # 4.2 % and 5.8 % off
+            [[0.2, 9.0], [0.0, 0.0], [0.0, -0.04]],  # y not labelled: 20 % off in x
+        ]
+    )
+    weight = np.ones((2, 3, 2))
+    weight[0, 2] = 0
+    weight[1, 0, 1] = 0
+    image = np.zeros((2, 2, 2, 3))
+    # float64, as NumPy makes it.
+    dataset = tf.data.Dataset.from_tensors((image, {"keypoints": keypoints, "weight": weight}))
+    scores = constant_estimator.evaluate(dataset, return_dict=True, verbose=0)
+    assert scores["loss"] == pytest.approx((0.06 + 0.08 + 0.2 + 0.04) / 2)
+    assert scores["pck"] == pytest.approx(3 / 5)
+    assert scores["sigma"] == pytest.approx(0.5)
+
+
+def test_metrics_are_means_over_joints_not_batches(constant_estimator):
+    keypoints = np.zeros((2, 3, 2), "float32")
+    keypoints[1] = 1
+    weight = np.ones_like(keypoints)
+    weight[1, 1:] = 0
+    target = {"keypoints": keypoints, "weight": weight}
+    dataset = tf.data.Dataset.from_tensor_slices((np.zeros((2, 2, 2, 3), "float32"), target))
+    scores = constant_estimator.evaluate(dataset.batch(1), return_dict=True, verbose=0)
+    assert scores["pck"] == pytest.approx(3 / 4)
+
+
+def test_targets_of_weight_zero_do_not_matter():
+    image, target = samples(8)
+    spoilt = {**target, "keypoints": np.where(target["weight"] > 0, target["keypoints"], np.nan)}
+    results = []
+    for keypoints in (target, spoilt):
+        estimator = tiny_estimator()
+        history = estimator.fit(image, keypoints, epochs=2, batch_size=4, shuffle=False, verbose=0)
+        results.append((history.history, values(estimator.trainable_variables)))
+    assert results[0][0] == results[1][0]
+    assert_equal(results[0][1], results[1][1])
+
+
+def test_regularisers_of_the_backbone_count():
+    plain, regularised = tiny_estimator(), tiny_estimator(regularizer=keras.regularizers.L2(10.0))
+    kernel = plain.regressor.get_layer("backbone").get_layer("conv").kernel.numpy()
+    losses = [
+        model.evaluate(batches(), return_dict=True, verbose=0)["loss"]
+        for model in (plain, regularised)
+    ]
+    assert losses[1] - losses[0] == pytest.approx(10 * np.square(kernel).sum(), rel=1e-5)
+
+
+def test_l1_loss_trains_without_flow():
+    estimator = tiny_estimator(L1Loss())
+    assert estimator.flow is None
+    history = estimator.fit(batches(), shuffle=False, epochs=3, verbose=0).history["loss"]
+    assert history[-1] < history[0]
+
+
+def test_regressors_without_the_two_outputs_are_refused():
+    image = keras.Input((8, 8, 3), name="image")
+    dense = keras.layers.Dense(2)(image)
+
+    class Subclassed(keras.Model):
+        def call(self, image):
+            return {"mu": image, "log_sigma": image}
+
+    for model, found in [
+        (keras.Model(image, dense, name="plain"), "regressor 'plain' has outputs without names"),
+        (keras.Model(image, {"mu": dense}, name="half"), r"'half' has outputs \['mu'\]"),
+        (Subclassed(name="loose"), "'loose' has outputs without names; expected a functional"),
+    ]:
+        with pytest.raises(ModelError, match=found):
+            PoseEstimator(model, L1Loss())
+
+
+SCRIPT = """
+import keras, numpy as np, tensorflow as tf
+from rle_tf import COCO17, PoseEstimator, RealNVP, RLELoss, build_regressor
+
+images = np.random.uniform(size=(16, 64, 64, 3)).astype("float32")
+keypoints = np.random.uniform(-0.5, 0.5, size=(16, 17, 2)).astype("float32")
+target = {"keypoints": keypoints, "weight": np.ones_like(keypoints)}
+data = tf.data.Dataset.from_tensor_slices((images, target)).batch(8)
+
+regressor = build_regressor("mobilenet_v3_small", COCO17, dims=2, image_size=(64, 64))
+estimator = PoseEstimator(regressor, RLELoss(RealNVP(2)))
+estimator.compile("adam")
+history = estimator.fit(data, epochs=2, validation_data=data, shuffle=False).history
+pose = regressor.predict(images[:1], verbose=0)
+estimator.save("estimator.keras")
+"""
+
+
+def test_a_script_of_a_user(tmp_path, monkeypatch):
+    assert len(SCRIPT.strip().splitlines()) < 25
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(textwrap.dedent(SCRIPT), "script.py", "exec"), names)
+    assert np.isfinite([names["history"][key] for key in ("loss", "val_loss", "val_pck")]).all()
+    assert names["pose"]["mu"].shape == names["pose"]["log_sigma"].shape == (1, 17, 2)
+    assert (tmp_path / "estimator.keras").is_file()
+
+
+@pytest.fixture
+def bfloat16():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+def test_loss_and_flow_stay_float32_under_mixed_precision(bfloat16):
+    estimator = tiny_estimator()
+    backbone = estimator.regressor.get_layer("backbone")
+    assert backbone(np.zeros((1, 32, 32, 3))).dtype == tf.bfloat16
+    image, target = samples(4)
+    output = estimator(image)
+    assert output["mu"].dtype == output["log_sigma"].dtype == tf.float32
+    assert estimator.compute_loss(image, target, output).dtype == tf.float32
+    assert {variable.dtype for variable in estimator.trainable_variables} == {"float32"}
+    history = estimator.fit(batches(), shuffle=False, epochs=3, verbose=0).history["loss"]
+    assert history[-1] < history[0]
+
+
+class StepLosses(keras.callbacks.Callback):
+    """The running mean of the loss after each step."""
+
+    def __init__(self):
+        super().__init__()
+        self.losses = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.losses.append(float(logs["loss"]))
+
+
+def train_on(strategy, loss):
+    """Five steps of 8 samples: losses of the steps, scores after them, weights."""
+    with strategy.scope():
+        estimator = tiny_estimator(
+            L1Loss() if loss == "l1" else None, regularizer=keras.regularizers.L2(1e-3)
+        )
+        # Without Adam's division the weights tell the size of the gradients too.
+        estimator.compile(keras.optimizers.SGD(1e-2, momentum=0.9))
+    steps = StepLosses()
+    estimator.fit(batches(40, 8), shuffle=False, verbose=0, callbacks=[steps])
+    scores = estimator.evaluate(batches(12, 4), return_dict=True, verbose=0)
+    return estimator, steps.losses, scores
+
+
+@pytest.mark.parametrize("loss", ["rle", "l1"])
+def test_two_replicas_do_what_one_device_does(loss):
+    single, losses, scores = train_on(make_strategy("none", 8), loss)
+    strategy = make_strategy("mirrored", 8)
+    assert strategy.num_replicas_in_sync == 2
+    mirrored, mirrored_losses, mirrored_scores = train_on(strategy, loss)
+
+    assert len(losses) == 5
+    np.testing.assert_allclose(mirrored_losses, losses, rtol=1e-5)
+    for name, value in scores.items():
+        np.testing.assert_allclose(mirrored_scores[name], value, rtol=1e-5, err_msg=name)
+    for a, b in zip(mirrored.variables, single.variables, strict=True):
+        scale = np.abs(b.numpy()).max()
+        np.testing.assert_allclose(a.numpy(), b.numpy(), atol=1e-5 * scale, err_msg=b.path)
+
+
+def test_replicas_see_the_gradients_of_the_whole_batch():
+    """One step of SGD at rate 1 is the gradient, of regressor and flow alike."""
+    gradients = []
+    for name in ("none", "mirrored"):
+        with make_strategy(name, 8).scope():
+            estimator = tiny_estimator()
+            estimator.compile(keras.optimizers.SGD(1.0))
+        before = values(estimator.trainable_variables)
+        estimator.fit(batches(8, 8), shuffle=False, verbose=0)
+        after = values(estimator.trainable_variables)
+        gradients.append([a - b for a, b in zip(after, before, strict=True)])
+    paths = [variable.path for variable in estimator.trainable_variables]
+    assert any("scale_1" in path for path in paths)
+    for path, one, two in zip(paths, *gradients, strict=True):
+        assert np.abs(one).max() > 0, path
+        # The rounding is that of the weight from which the step is taken.
+        np.testing.assert_allclose(two, one, rtol=1e-5, atol=2e-7, err_msg=path)
+
+
+def test_a_batch_that_replicas_cannot_share():
+    with pytest.raises(ConfigError, match=r"batch_size: found 9; expected a multiple of the 2"):
+        make_strategy("mirrored", 9)
+    assert make_strategy("none", 9).num_replicas_in_sync == 1

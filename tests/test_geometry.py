@@ -1,0 +1,136 @@
+"""Boxes, crops and coordinates, against the reference and against what must hold."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from rle_tf import geometry
+
+SIZE = (256, 192)
+
+
+def affine(centre=(100.0, 80.0), size=(90.0, 120.0), rotation=0.0, image_size=SIZE):
+    return geometry.crop_affine(
+        tf.constant(centre), tf.constant(size), tf.constant(rotation), image_size
+    )
+
+
+def test_clipped_boxes_and_crop_boxes_are_the_reference_s_to_the_last_bit(golden):
+    sample = golden("coco_samples")
+    image_wh = np.array([[640, 480]] * 6)
+    image_wh[2:4, 0] = 10_000  # wide enough for what the reference clipped by its own images
+    for row, box in enumerate(sample["bbox_xyxy_clipped"]):
+        left, top, right, bottom = box
+        crop = geometry.crop_boxes(box[None], SIZE)
+        np.testing.assert_array_equal(crop[0], sample["crop_box_xyxy"][row])
+        xywh = np.array([[left, top, right - left + 1, bottom - top + 1]])
+        np.testing.assert_allclose(geometry.clip_boxes(xywh, image_wh[[row]])[0], box, atol=1e-9)
+
+
+def test_boxes_are_clipped_to_the_last_pixel():
+    boxes = geometry.clip_boxes(np.array([[-10, -5, 30, 1000]]), np.array([[100, 50]]))
+    assert boxes.tolist() == [[0, 0, 19, 49]]
+
+
+def test_a_box_outside_the_image_has_no_area_left():
+    left, top, right, bottom = geometry.clip_boxes(
+        np.array([[200, 10, 30, 30]]), np.array([[100, 50]])
+    )[0]
+    assert right - left == 0
+
+
+@pytest.mark.parametrize("box", [(0, 0, 50, 10), (5, 5, 20, 90), (1, 2, 31, 42)])
+def test_crop_boxes_have_the_input_s_aspect_and_hold_the_box(box):
+    crop = geometry.crop_boxes(np.array([box]), SIZE, margin=1.25)[0]
+    width, height = crop[2:] - crop[:2]
+    assert width / height == pytest.approx(SIZE[1] / SIZE[0], rel=1e-6)
+    assert (crop[:2] <= box[:2]).all() and (crop[2:] >= box[2:]).all()
+
+
+def test_augmentation_matrices_are_the_reference_s(golden):
+    sample = golden("coco_samples")
+    for row, crop in enumerate(sample["crop_box_xyxy"]):
+        centre, size = (crop[:2] + crop[2:]) / 2, crop[2:] - crop[:2]
+        if sample["augment_flip"][row]:
+            # The image's width shows in the mirrored centre, which the matrix maps to the middle.
+            linear, offset = sample["affine_2x3"][row][:, :2], sample["affine_2x3"][row][:, 2]
+            middle = np.linalg.solve(linear, np.array([96, 128]) - offset)
+            width = round(float(middle[0] + centre[0] + 1))
+            centre = geometry.transform_points(geometry.mirror(width), tf.constant(centre)).numpy()
+        matrix = affine(
+            centre,
+            size * np.float32(sample["augment_scale"][row]),
+            np.float32(sample["augment_rotation_deg"][row]),
+        )
+        np.testing.assert_allclose(matrix, sample["affine_2x3"][row], atol=1e-4)
+
+
+def test_a_crop_box_s_corners_are_the_crop_s():
+    matrix = affine()
+    corners = geometry.transform_points(matrix, tf.constant([[55.0, 20.0], [145.0, 140.0]]))
+    np.testing.assert_allclose(corners, [[0, 0], [192, 256]], atol=1e-4)
+
+
+def test_rotation_keeps_the_centre_and_turns_anticlockwise():
+    matrix = affine(rotation=90.0)
+    centre, right = geometry.transform_points(matrix, tf.constant([[100.0, 80.0], [110.0, 80.0]]))
+    np.testing.assert_allclose(centre, [96, 128], atol=1e-4)
+    assert float(right[0]) == pytest.approx(96, abs=1e-3)
+    assert right[1] < 128  # what was to the right is now above
+
+
+def test_inverse_and_composition():
+    matrix = affine(rotation=33.0)
+    points = tf.random.stateless_uniform((20, 2), (1, 2), 0, 300)
+    there = geometry.transform_points(matrix, points)
+    back = geometry.transform_points(geometry.invert(matrix), there)
+    np.testing.assert_allclose(back, points, atol=1e-2)
+    second = affine(rotation=-10.0, centre=(60.0, 70.0))
+    np.testing.assert_allclose(
+        geometry.transform_points(geometry.compose(second, matrix), points),
+        geometry.transform_points(second, there),
+        rtol=1e-4,
+    )
+
+
+def test_mirroring_twice_changes_nothing():
+    twice = geometry.compose(geometry.mirror(640), geometry.mirror(640))
+    np.testing.assert_allclose(twice, np.eye(3)[:2])
+
+
+def test_decoding_is_the_inverse_of_the_crop():
+    box = np.array([[30.0, 40.0, 120.0, 160.0]])
+    centre, size = (box[0, :2] + box[0, 2:]) / 2, box[0, 2:] - box[0, :2]
+    points = np.random.default_rng(0).uniform(0, 200, (1, 17, 2))
+    crop_px = geometry.transform_points(
+        affine(centre.astype("f4"), size.astype("f4")), tf.constant(points[0], tf.float32)
+    )
+    unit = crop_px.numpy() / (192, 256) - 0.5
+    np.testing.assert_allclose(geometry.unit_to_image(unit[None], box), points, atol=1e-3)
+    np.testing.assert_allclose(
+        geometry.unit_to_image_scale(np.full((1, 17, 2), 0.1), box)[0, 0], [9, 12]
+    )
+
+
+def test_decoding_is_the_reference_s(golden):
+    decoded = golden("decode2d")
+    pixels = geometry.unit_to_image(decoded["mu_flip_averaged"], decoded["crop_box_xyxy"])
+    np.testing.assert_allclose(pixels, decoded["keypoints_px"], atol=1e-3)
+
+
+def test_the_warp_samples_like_opencv():
+    cv2 = pytest.importorskip("cv2")
+    rng = np.random.default_rng(3)
+    image = cv2.resize(rng.integers(0, 256, (12, 16, 3), np.uint8), (320, 240))
+    matrix = affine((150.0, 100.0), (200.0, 266.7), 25.0).numpy()
+    expected = cv2.warpAffine(image, matrix, (192, 256), flags=cv2.INTER_LINEAR)
+    inside = cv2.warpAffine(np.full((240, 320), 255, np.uint8), matrix, (192, 256)) == 255
+    found = geometry.warp(tf.constant(image), tf.constant(matrix), SIZE).numpy()
+    assert np.abs(found - expected)[inside].max() <= 1.0 + 0.5  # OpenCV rounds
+
+
+def test_warping_in_a_dataset_is_warping_eagerly():
+    image = tf.cast(tf.random.stateless_uniform((50, 60, 3), (0, 1), 0, 255), tf.uint8)
+    matrix = affine((30.0, 25.0), (40.0, 53.3), 10.0)
+    mapped = tf.data.Dataset.from_tensors(matrix).map(lambda m: geometry.warp(image, m, SIZE))
+    np.testing.assert_array_equal(next(iter(mapped)), geometry.warp(image, matrix, SIZE))
