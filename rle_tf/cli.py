@@ -77,10 +77,11 @@ def demo(
 
     config = load_config(RECIPES / "demo.yaml", overrides or [])
     _train(config, out, resume=(out / "config.yaml").exists())
-    config, regressor = RunFolder(out).load()
-    source = config.open_source("val")
+    folder = RunFolder(out)
+    config, regressor = folder.load()
+    people = config.open_source("val").take(slice(12))
     picture = out / "predictions.png"
-    draw_people(regressor, source.take(slice(12)), config).save(picture)
+    draw_people(regressor, people, config, folder.spread).save(picture)
     CONSOLE.print(f"predictions for people it has not seen: {picture}")
     _export(out, models, None, litert=True)
 
@@ -229,7 +230,8 @@ def _export(run: Path, out: Path, name: str | None, litert: bool) -> None:
     from rle_tf.export.savedmodel import export_savedmodel
     from rle_tf.training import RunFolder
 
-    config, regressor = RunFolder(run).load()
+    folder = RunFolder(run)
+    config, regressor = folder.load()
     version = export_savedmodel(
         regressor,
         out / (name or config.name),
@@ -237,6 +239,7 @@ def _export(run: Path, out: Path, name: str | None, litert: bool) -> None:
         mean=config.data.mean,
         std=config.data.std,
         box_margin=config.data.box_margin,
+        spread=folder.spread,
     )
     CONSOLE.print(f"exported: {version} (SavedModel)")
     if litert:

@@ -1,5 +1,6 @@
 """Which devices train."""
 
+from functools import cache
 from typing import Literal
 
 import tensorflow as tf
@@ -27,4 +28,11 @@ def make_strategy(name: Literal["none", "mirrored"], batch_size: int) -> tf.dist
             f"train.batch_size: found {batch_size}; expected a multiple of the {len(devices)} "
             "replicas of train.strategy 'mirrored'"
         )
-    return tf.distribute.MirroredStrategy([device.name for device in devices])
+    return _mirrored(tuple(device.name for device in devices))
+
+
+@cache
+def _mirrored(devices: tuple[str, ...]) -> tf.distribute.MirroredStrategy:
+    # One for the process: every strategy numbers its collective operations from the same start,
+    # and those of a second one would meet the first one's.
+    return tf.distribute.MirroredStrategy(devices)

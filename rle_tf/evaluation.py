@@ -1,6 +1,7 @@
 """Predict for a dataset's people, decode to image pixels, score."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import keras
 import numpy as np
@@ -13,6 +14,9 @@ from rle_tf.errors import ModelError
 from rle_tf.skeletons import Skeleton
 
 Output = dict[str, tf.Tensor]
+
+# Of a density that is wide by one sigma itself.
+UNIT_SPREAD = (1.0, 1.0, 1.0)
 
 
 def flip_back(output: Output, permutation: tuple[int, ...], image_width: int) -> Output:
@@ -31,6 +35,9 @@ def flip_back(output: Output, permutation: tuple[int, ...], image_width: int) ->
     return {"mu": tf.concat([x, mu[..., 1:]], axis=-1), "sigma": sigma}
 
 
+# Two, with and without flip test: a training run evaluates the same regressor epoch after epoch,
+# and tracing it anew each time takes seconds.
+@lru_cache(maxsize=2)
 def forward_function(
     regressor: keras.Model, skeleton: Skeleton, flip_test: bool
 ) -> Callable[[tf.Tensor], Output]:
@@ -70,19 +77,25 @@ def check_skeleton(regressor: keras.Model, skeleton: Skeleton) -> None:
         )
 
 
-def decode(output: dict[str, np.ndarray], crop_boxes_xyxy: np.ndarray, box_scores) -> Poses:
+def decode(
+    output: dict[str, np.ndarray],
+    crop_boxes_xyxy: np.ndarray,
+    box_scores: np.ndarray | float = 0.0,
+    spread: Sequence[float] = UNIT_SPREAD,
+) -> Poses:
     """Unit coordinates of crops as poses in image pixels.
 
     Args:
         output: {"mu": (N, K, D), "sigma": (N, K, D)}.
         crop_boxes_xyxy: (N, 4) where the crops lie.
         box_scores: (N,) of the detector, or 0.
+        spread: (D,) the flow's `RealNVP.spread`, by which `sigma_px` is more than sigma.
     """
     mu, sigma = (np.asarray(output[key], np.float64) for key in ("mu", "sigma"))
     joint_scores = 1 - sigma.mean(axis=-1)
     return Poses(
         keypoints_px=geometry.unit_to_image(mu[..., :2], crop_boxes_xyxy),
-        sigma_px=geometry.unit_to_image_scale(sigma[..., :2], crop_boxes_xyxy),
+        sigma_px=geometry.unit_to_image_scale(sigma[..., :2] * spread[:2], crop_boxes_xyxy),
         joint_scores=joint_scores,
         person_scores=metrics.person_scores(joint_scores, box_scores),
         crop_boxes_xyxy=np.asarray(crop_boxes_xyxy, np.float64),
@@ -97,11 +110,13 @@ def predict_poses(
     *,
     batch_size: int = 64,
     flip_test: bool = True,
+    spread: Sequence[float] = UNIT_SPREAD,
     on_batch: Callable[[int], None] | None = None,
 ) -> Poses:
     """The poses of all people of `records`, row by row.
 
     Args:
+        spread: As in `decode`.
         on_batch: Called with the number of people of each batch once it is done.
 
     Raises:
@@ -127,7 +142,7 @@ def predict_poses(
     crops = geometry.crop_boxes(
         records.boxes_xyxy, input_format.image_size, input_format.box_margin
     )
-    return decode(joined, crops, records.box_scores)
+    return decode(joined, crops, records.box_scores, spread)
 
 
 def evaluate(

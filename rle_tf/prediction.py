@@ -35,12 +35,14 @@ class Predictor:
         skeleton: What its joints are.
         image_size: (height, width) of its input.
         box_margin: Between a person's box and the crop.
+        spread: (D,) expected error / sigma, as in `RealNVP.spread`; NaN where it is not known.
         forward: uint8 RGB crops (B, H, W, 3) -> {"mu": (B, K, D), "sigma": (B, K, D)}.
     """
 
     skeleton: Skeleton
     image_size: tuple[int, int]
     box_margin: float
+    spread: np.ndarray
     forward: Callable[[tf.Tensor], dict[str, tf.Tensor]]
 
     def __call__(self, image: np.ndarray, boxes_xyxy: np.ndarray) -> Poses:
@@ -63,7 +65,9 @@ class Predictor:
             )  # fmt: skip
             crops.append(geometry.warp(pixels, matrix, self.image_size))
         crops = tf.round(tf.reshape(crops, (len(crop_boxes), *self.image_size, 3)))
-        return decode(self.forward(tf.cast(crops, tf.uint8)), crop_boxes, 0.0)
+        return decode(
+            self.forward(tf.cast(crops, tf.uint8)), crop_boxes, spread=self.spread
+        )
 
 
 def load_predictor(model: Path | str, flip_test: bool = False) -> Predictor:
@@ -78,7 +82,8 @@ def load_predictor(model: Path | str, flip_test: bool = False) -> Predictor:
     """
     model = Path(model)
     if (model / "config.yaml").is_file():
-        config, regressor = RunFolder(model).load()
+        folder = RunFolder(model)
+        config, regressor = folder.load()
         input_format = config.data.input_format
         skeleton = config.data.source.skeleton
         regress = forward_function(regressor, skeleton, flip_test)
@@ -86,6 +91,7 @@ def load_predictor(model: Path | str, flip_test: bool = False) -> Predictor:
             skeleton,
             input_format.image_size,
             input_format.box_margin,
+            folder.spread,
             lambda crops: regress(input_format.normalise(tf.cast(crops, tf.float32))),
         )
     versions = [path for path in model.glob("*") if path.name.isdecimal() and path.is_dir()]
@@ -122,7 +128,13 @@ def _from_savedmodel(folder: Path, flip_test: bool) -> Predictor:
         )
         return {key: (output[key] + mirrored[key]) / 2 for key in ("mu", "sigma")}
 
-    return Predictor(skeleton, (height, width), metadata["box_margin"], forward)
+    return Predictor(
+        skeleton,
+        (height, width),
+        metadata["box_margin"],
+        np.array(metadata["spread"], float),
+        forward,
+    )
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -188,7 +200,7 @@ def predict_images(
     Returns:
         What the JSON holds: a dict an image with `image` and `people`, each person with
         `box_xywh`, `score` and `joints`: `name`, `x`, `y`, `sigma_x`, `sigma_y` (pixels of the
-        image) and `confidence` (1 - mean sigma).
+        image; null where the model was trained without a flow) and `confidence` (1 - mean sigma).
 
     Raises:
         DataError: for an image that cannot be read, or a box without area inside its image.
@@ -232,7 +244,7 @@ def _people(poses: Poses, boxes_xywh: np.ndarray, skeleton: Skeleton) -> list[di
         joints = zip(
             skeleton.joints,
             poses.keypoints_px[row].round(2).tolist(),
-            poses.sigma_px[row].round(3).tolist(),
+            [[None if math.isnan(s) else round(s, 3) for s in xy] for xy in poses.sigma_px[row]],
             poses.joint_scores[row].round(4).tolist(),
             strict=True,
         )

@@ -35,7 +35,8 @@ class RunFolder:
     """Files of a run.
 
     `config.yaml` (resolved), `checkpoints/`, `tensorboard/`, `history.jsonl` (a line an epoch),
-    `regressor.keras`, `metrics.json` and `results.json` (the dataset's submission format).
+    `regressor.keras`, `density.json` (what is left of the flow), `metrics.json` and `results.json`
+    (the dataset's submission format).
     """
 
     path: Path
@@ -47,6 +48,10 @@ class RunFolder:
     @property
     def regressor(self) -> Path:
         return self.path / "regressor.keras"
+
+    @property
+    def density(self) -> Path:
+        return self.path / "density.json"
 
     @property
     def history(self) -> Path:
@@ -75,11 +80,27 @@ class RunFolder:
                 raise ModelError(f"{file}: no such file; expected the folder of a training run")
         return load_config(self.config), load_regressor(self.regressor)
 
-    def save_regressor(self, regressor: keras.Model) -> None:
-        """Writes `regressor.keras`; an older one stays until the new one is whole."""
+    @property
+    def spread(self) -> np.ndarray:
+        """(D,) of the flow, by which an expected error is more than sigma; NaN without a flow.
+
+        Raises:
+            ModelError: if it has not been written.
+        """
+        if not self.density.is_file():
+            raise ModelError(f"{self.density}: no such file; expected the folder of a run")
+        return np.array(json.loads(self.density.read_text())["spread"], float)
+
+    def save_regressor(self, estimator: PoseEstimator) -> None:
+        """Writes `regressor.keras` and `density.json`.
+
+        An older regressor stays until the new one is whole.
+        """
         unfinished = self.path / f"unfinished_{os.getpid()}.keras"
-        regressor.save(unfinished)
+        estimator.regressor.save(unfinished)
         os.replace(unfinished, self.regressor)
+        spread = [None if np.isnan(value) else float(value) for value in flow_spread(estimator)]
+        self.density.write_text(json.dumps({"spread": spread}) + "\n")
 
     def write_scores(self, scores: dict[str, float], results: list[dict]) -> None:
         """Writes `metrics.json` and `results.json`."""
@@ -220,10 +241,9 @@ def train(
     folder.path.mkdir(parents=True, exist_ok=True)
     config.save(folder.config)
 
-    held_out = validation.records
-    if strategy.num_replicas_in_sync > 1:
-        # Replicas share every batch evenly; the scores at the end are of everybody.
-        held_out = held_out.take(slice(len(held_out) // batch_size * batch_size))
+    # Replicas share every batch evenly; the scores at the end are of everybody.
+    replicas = strategy.num_replicas_in_sync
+    held_out = validation.records.take(slice(len(validation.records) // replicas * replicas))
     callbacks = [
         _StopAtNaN(folder.checkpoints),
         _SaveCheckpoints(folder.checkpoints, config.train.keep_checkpoints),
@@ -268,9 +288,9 @@ def train(
                 fit(start, config.train.epochs, steps_per_epoch)
     except KeyboardInterrupt:
         folder.checkpoints.save(estimator, config.train.keep_checkpoints)
-        folder.save_regressor(estimator.regressor)
+        folder.save_regressor(estimator)
         raise
-    folder.save_regressor(estimator.regressor)
+    folder.save_regressor(estimator)
     return evaluate_run(folder, config, estimator.regressor)
 
 
@@ -419,17 +439,32 @@ class _Drawings(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if not len(self.source.records):
             return
-        sheet = draw_people(self.model.regressor, self.source, self.config)
+        spread = flow_spread(self.model)
+        sheet = draw_people(self.model.regressor, self.source, self.config, spread)
         writer = tf.summary.create_file_writer(str(self.log_dir / "drawings"))
         with writer.as_default(step=epoch):
             tf.summary.image("validation people", np.asarray(sheet)[None])
         writer.close()
 
 
-def draw_people(regressor: keras.Model, source: Source, config: RunConfig) -> Image.Image:
+def flow_spread(estimator: PoseEstimator) -> np.ndarray:
+    """(D,) `RealNVP.spread` of an estimator; NaN without a flow, where sigma is not trained."""
+    if estimator.flow is None:
+        return np.full(estimator.regressor.output["mu"].shape[-1], np.nan)
+    return estimator.flow.spread()
+
+
+def draw_people(
+    regressor: keras.Model, source: Source, config: RunConfig, spread: np.ndarray
+) -> Image.Image:
     """A sheet of the crops of all people of a source with their predicted poses."""
     poses = predict_poses(
-        regressor, source.records, source.skeleton, config.data.input_format, flip_test=False
+        regressor,
+        source.records,
+        source.skeleton,
+        config.data.input_format,
+        flip_test=False,
+        spread=spread,
     )
     cells = []
     for row, path in enumerate(source.records.image_paths):

@@ -156,9 +156,10 @@ def test_targets_of_weight_zero_do_not_matter():
     image, target = samples(8)
     spoilt = {**target, "keypoints": np.where(target["weight"] > 0, target["keypoints"], np.nan)}
     results = []
-    for keypoints in (target, spoilt):
+    for one in (target, spoilt):
         estimator = tiny_estimator()
-        history = estimator.fit(image, keypoints, epochs=2, batch_size=4, shuffle=False, verbose=0)
+        estimator.compile("adam", run_eagerly=True)
+        history = estimator.fit(image, one, epochs=1, batch_size=4, shuffle=False, verbose=0)
         results.append((history.history, values(estimator.trainable_variables)))
     assert results[0][0] == results[1][0]
     assert_equal(results[0][1], results[1][1])
@@ -174,6 +175,13 @@ def test_regularisers_of_the_backbone_count():
     assert losses[1] - losses[0] == pytest.approx(10 * np.square(kernel).sum(), rel=1e-5)
 
 
+# Keras takes a head that the loss does not use for a mistake.
+without_sigma_gradient = pytest.mark.filterwarnings(
+    r"ignore:Gradients do not exist for variables \['sigma_dense/kernel', 'sigma_dense/bias'\]"
+)
+
+
+@without_sigma_gradient
 def test_l1_loss_trains_without_flow():
     estimator = tiny_estimator(L1Loss())
     assert estimator.flow is None
@@ -207,10 +215,12 @@ keypoints = np.random.uniform(-0.5, 0.5, size=(16, 17, 2)).astype("float32")
 target = {"keypoints": keypoints, "weight": np.ones_like(keypoints)}
 data = tf.data.Dataset.from_tensor_slices((images, target)).batch(8)
 
-regressor = build_regressor("mobilenet_v3_small", COCO17, dims=2, image_size=(64, 64))
+regressor = build_regressor(
+    "mobilenet", COCO17, dims=2, image_size=(64, 64), output_layer="conv_pw_2_relu"
+)
 estimator = PoseEstimator(regressor, RLELoss(RealNVP(2)))
 estimator.compile("adam")
-history = estimator.fit(data, epochs=2, validation_data=data, shuffle=False).history
+history = estimator.fit(data, epochs=2, shuffle=False).history
 pose = regressor.predict(images[:1], verbose=0)
 estimator.save("estimator.keras")
 """
@@ -221,7 +231,7 @@ def test_a_script_of_a_user(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(compile(textwrap.dedent(SCRIPT), "script.py", "exec"), names)
-    assert np.isfinite([names["history"][key] for key in ("loss", "val_loss", "val_pck")]).all()
+    assert np.isfinite([names["history"][key] for key in ("loss", "pck", "sigma")]).all()
     assert names["pose"]["mu"].shape == names["pose"]["log_sigma"].shape == (1, 17, 2)
     assert (tmp_path / "estimator.keras").is_file()
 
@@ -257,53 +267,40 @@ class StepLosses(keras.callbacks.Callback):
         self.losses.append(float(logs["loss"]))
 
 
-def train_on(strategy, loss):
+def train_on(strategy):
     """Five steps of 8 samples: losses of the steps, scores after them, weights."""
     with strategy.scope():
-        estimator = tiny_estimator(
-            L1Loss() if loss == "l1" else None, regularizer=keras.regularizers.L2(1e-3)
-        )
+        estimator = tiny_estimator(regularizer=keras.regularizers.L2(1e-3))
         # Without Adam's division the weights tell the size of the gradients too.
         estimator.compile(keras.optimizers.SGD(1e-2, momentum=0.9))
     steps = StepLosses()
     estimator.fit(batches(40, 8), shuffle=False, verbose=0, callbacks=[steps])
-    scores = estimator.evaluate(batches(12, 4), return_dict=True, verbose=0)
+    scores = estimator.evaluate(batches(10, 4), return_dict=True, verbose=0)
     return estimator, steps.losses, scores
 
 
-@pytest.mark.parametrize("loss", ["rle", "l1"])
-def test_two_replicas_do_what_one_device_does(loss):
-    single, losses, scores = train_on(make_strategy("none", 8), loss)
+def test_two_replicas_do_what_one_device_does():
+    single, losses, scores = train_on(make_strategy("none", 8))
     strategy = make_strategy("mirrored", 8)
     assert strategy.num_replicas_in_sync == 2
-    mirrored, mirrored_losses, mirrored_scores = train_on(strategy, loss)
+    mirrored, mirrored_losses, mirrored_scores = train_on(strategy)
 
     assert len(losses) == 5
     np.testing.assert_allclose(mirrored_losses, losses, rtol=1e-5)
-    for name, value in scores.items():
-        np.testing.assert_allclose(mirrored_scores[name], value, rtol=1e-5, err_msg=name)
-    for a, b in zip(mirrored.variables, single.variables, strict=True):
+    assert mirrored_scores == pytest.approx(scores, rel=1e-5)
+    # Momentum is the sum of gradients, those of the flow among them, without the rounding of the
+    # weights that they change.
+    variables = [[*model.variables, *model.optimizer.variables] for model in (mirrored, single)]
+    assert any("scale_1_dense_2_kernel_momentum" in v.path for v in variables[0])
+    for a, b in zip(*variables, strict=True):
         scale = np.abs(b.numpy()).max()
+        assert scale > 0, b.path
         np.testing.assert_allclose(a.numpy(), b.numpy(), atol=1e-5 * scale, err_msg=b.path)
 
 
-def test_replicas_see_the_gradients_of_the_whole_batch():
-    """One step of SGD at rate 1 is the gradient, of regressor and flow alike."""
-    gradients = []
-    for name in ("none", "mirrored"):
-        with make_strategy(name, 8).scope():
-            estimator = tiny_estimator()
-            estimator.compile(keras.optimizers.SGD(1.0))
-        before = values(estimator.trainable_variables)
-        estimator.fit(batches(8, 8), shuffle=False, verbose=0)
-        after = values(estimator.trainable_variables)
-        gradients.append([a - b for a, b in zip(after, before, strict=True)])
-    paths = [variable.path for variable in estimator.trainable_variables]
-    assert any("scale_1" in path for path in paths)
-    for path, one, two in zip(paths, *gradients, strict=True):
-        assert np.abs(one).max() > 0, path
-        # The rounding is that of the weight from which the step is taken.
-        np.testing.assert_allclose(two, one, rtol=1e-5, atol=2e-7, err_msg=path)
+def test_one_strategy_serves_models_of_different_shapes():
+    """Collective operations of two strategies of one process would be confused."""
+    assert make_strategy("mirrored", 8) is make_strategy("mirrored", 4)
 
 
 def test_a_batch_that_replicas_cannot_share():

@@ -27,7 +27,7 @@ def brightest_pixel(crops):
 
 @pytest.fixture
 def predictor():
-    return prediction.Predictor(COCO17, (128, 96), 1.25, brightest_pixel)
+    return prediction.Predictor(COCO17, (128, 96), 1.25, np.array([1.0, 0.5]), brightest_pixel)
 
 
 def photograph(path, bright_xy=(150, 60), size=(300, 200), **save):
@@ -45,6 +45,18 @@ def test_a_pose_comes_back_in_pixels_of_the_photograph(predictor, tmp_path):
     np.testing.assert_allclose(poses.keypoints_px, np.full((2, 17, 2), (150, 60)), atol=2)
     widths = poses.crop_boxes_xyxy[:, 2] - poses.crop_boxes_xyxy[:, 0]
     np.testing.assert_allclose(poses.sigma_px[:, 0, 0], 0.1 * widths, rtol=1e-5)
+    heights = poses.crop_boxes_xyxy[:, 3] - poses.crop_boxes_xyxy[:, 1]
+    np.testing.assert_allclose(poses.sigma_px[:, 0, 1], 0.05 * heights, rtol=1e-5)
+
+
+def test_without_a_flow_no_error_is_claimed(tmp_path):
+    unknown = np.array([np.nan, np.nan])
+    predictor = prediction.Predictor(COCO17, (128, 96), 1.25, unknown, brightest_pixel)
+    (entry,) = prediction.predict_images(
+        predictor, [photograph(tmp_path / "a.png")], tmp_path / "out"
+    )
+    assert entry["people"][0]["joints"][0]["sigma_x"] is None
+    assert "NaN" not in (tmp_path / "out" / "predictions.json").read_text()
 
 
 def test_no_boxes_no_people(predictor, tmp_path):
@@ -170,7 +182,7 @@ def test_the_flip_test_of_an_exported_model_averages(monkeypatch, tmp_path):
     """A signature that looks at pixels gives the same pose with and without the flip test."""
     metadata = {
         "skeleton": "coco17", "joints": COCO17.joints, "flip_pairs": COCO17.flip_pairs,
-        "bones": COCO17.bones, "image_size": [128, 96], "box_margin": 1.25,
+        "bones": COCO17.bones, "image_size": [128, 96], "box_margin": 1.25, "spread": [None, None],
     }  # fmt: skip
     (tmp_path / "saved_model.pb").touch()
     loaded = SimpleNamespace(signatures={"serving_default": lambda image: brightest_pixel(image)})

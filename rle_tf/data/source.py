@@ -51,7 +51,8 @@ class Poses:
 
     Attributes:
         keypoints_px: (N, K, 2) float64.
-        sigma_px: (N, K, 2) float64, standard scale of the error along x and y.
+        sigma_px: (N, K, 2) float64, the error to be expected along x and y: sigma times the
+            spread of the flow that it was trained with.
         joint_scores: (N, K) float64, 1 - mean sigma in unit coordinates.
         person_scores: (N,) float64.
         crop_boxes_xyxy: (N, 4) float64, where the regressor looked.

@@ -1,6 +1,7 @@
 """A trained regressor as a TensorFlow SavedModel: uint8 crops in, poses with uncertainty out."""
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from rle_tf.skeletons import Skeleton
 _METADATA = Path("assets.extra", "rle_tf.json")
 _METADATA_KEYS = (
     "skeleton", "joints", "bones", "flip_pairs", "image_size", "dims", "mean", "std", "box_margin",
-    "versions",
+    "spread", "versions",
 )  # fmt: skip
 
 
@@ -30,6 +31,7 @@ def export_savedmodel(
     mean: Sequence[float],
     std: Sequence[float],
     box_margin: float = 1.25,
+    spread: Sequence[float] | None = None,
     version: int | None = None,
 ) -> Path:
     """Writes the regressor as `directory/<version>/`, the layout that TensorFlow Serving reads.
@@ -40,7 +42,8 @@ def export_savedmodel(
         sigma (B, K, D): the scale of the density about `mu`, same units, in (0, 1).
         score (B, K): 1 - the mean of sigma over D, the joint's confidence (the paper's).
         keypoints_px (B, K, D): `mu` with x, y in pixels of the crop and z in mm from the root.
-        sigma_px (B, K, D): `sigma` in the units of `keypoints_px`.
+        sigma_px (B, K, D): the error to be expected, sigma * spread, in the units of
+            `keypoints_px`; NaN where `spread` is.
 
     The graph computes in float32 whatever precision the regressor was trained in, and holds the
     regressor's variables alone. It appears under its number when it is complete, not before.
@@ -53,6 +56,8 @@ def export_savedmodel(
         std: Of each channel; what is left is divided by it.
         box_margin: The factor between a person's box and the crop that it was trained on; written
             beside the graph for those who make the crops.
+        spread: (D,) `RealNVP.spread` of the flow that it was trained with, the error to be
+            expected at a sigma of 1; by default 1.
         version: 1 or more; by default one more than the highest in `directory`.
 
     Returns:
@@ -64,6 +69,9 @@ def export_savedmodel(
     """
     directory = Path(directory)
     image_size, dims = _check(regressor, skeleton, mean, std)
+    spread = [1.0] * dims if spread is None else [float(value) for value in spread]
+    if len(spread) != dims:
+        raise ModelError(f"spread: found {spread}; expected {dims} numbers, one a coordinate")
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
@@ -86,6 +94,7 @@ def export_savedmodel(
         "mean": [float(value) for value in mean],
         "std": [float(value) for value in std],
         "box_margin": float(box_margin),
+        "spread": [None if math.isnan(value) else value for value in spread],
         "versions": {
             "rle_tf": installed_version("rle-tf"),
             "keras": keras.__version__,
@@ -96,7 +105,7 @@ def export_savedmodel(
     # temporary folder itself is private to this user, which a served model must not be.
     with tempfile.TemporaryDirectory(prefix=".export-", dir=directory) as temporary:
         complete = Path(temporary, "model")
-        _write_graph(regressor, complete, image_size, dims, mean, std)
+        _write_graph(regressor, complete, image_size, mean, std, spread)
         (complete / _METADATA).parent.mkdir()
         (complete / _METADATA).write_text(json.dumps(metadata, indent=1) + "\n")
         try:
@@ -115,7 +124,8 @@ def read_metadata(model_dir: str | Path) -> dict:
     Returns:
         `skeleton` (its name), `joints` (K names), `bones` and `flip_pairs` (pairs of joint
         indices), `image_size` [H, W], `dims` (D), `mean` and `std` (RGB, of pixel / 255),
-        `box_margin`, `versions` (of rle_tf, keras and tensorflow when it was written).
+        `box_margin`, `spread` (D numbers, null where unknown), `versions` (of rle_tf, keras and
+        tensorflow when it was written).
 
     Raises:
         ModelError: The folder or the file in it is absent, or the file is not such a file.
@@ -181,15 +191,17 @@ def _write_graph(
     regressor: keras.Model,
     path: Path,
     image_size: tuple[int, int],
-    dims: int,
     mean: Sequence[float],
     std: Sequence[float],
+    spread: Sequence[float],
 ) -> None:
     twin = _float32_twin(regressor)
     height, width = image_size
     mean, std = tf.constant(mean, tf.float32), tf.constant(std, tf.float32)
+    dims = len(spread)
     scale = tf.constant([width, height, DEPTH_MM][:dims], tf.float32)
     origin = tf.constant([0.5, 0.5, 0.0][:dims])
+    spread = tf.constant(spread, tf.float32)
 
     def serve(image):
         output = twin((tf.cast(image, tf.float32) / 255 - mean) / std, training=False)
@@ -199,7 +211,7 @@ def _write_graph(
             "sigma": sigma,
             "score": 1 - tf.reduce_mean(sigma, axis=-1),
             "keypoints_px": (mu + origin) * scale,
-            "sigma_px": sigma * scale,
+            "sigma_px": sigma * spread * scale,
         }
 
     # The archive finds the endpoint's variables; `track` would store each a second time.

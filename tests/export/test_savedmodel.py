@@ -1,4 +1,5 @@
 import json
+import math
 import re
 import subprocess
 import sys
@@ -59,9 +60,16 @@ def export(
     directory: Path,
     skeleton: Skeleton = TRIO,
     version: int | None = None,
+    spread: list[float] | None = None,
 ) -> Path:
     return export_savedmodel(
-        regressor, directory, skeleton=skeleton, mean=MEAN, std=STD, version=version
+        regressor,
+        directory,
+        skeleton=skeleton,
+        mean=MEAN,
+        std=STD,
+        spread=spread,
+        version=version,
     )
 
 
@@ -281,6 +289,7 @@ def test_metadata(exported):
         "mean": list(MEAN),
         "std": list(STD),
         "box_margin": 1.25,
+        "spread": [1.0, 1.0],
     }
 
 
@@ -322,3 +331,21 @@ def test_refused_regressors_leave_no_folder(regressor, tmp_path):
     directory.write_text("")
     with pytest.raises(ModelError, match="model: is a file; expected a folder"):
         export(regressor, directory)
+
+
+def test_expected_errors_are_sigma_times_the_spread(regressor, tmp_path):
+    output = serve(export(regressor, tmp_path, spread=[0.5, 0.25]), crops(2))
+    expected_px = output["sigma"] * (0.5 * WIDTH, 0.25 * HEIGHT)
+    np.testing.assert_allclose(output["sigma_px"], expected_px, rtol=1e-5)
+
+
+def test_an_unknown_spread_is_null_in_the_metadata_and_nan_in_pixels(regressor, tmp_path):
+    version = export(regressor, tmp_path, spread=[math.nan, math.nan])
+    assert read_metadata(version)["spread"] == [None, None]
+    output = serve(version, crops(1))
+    assert np.isnan(output["sigma_px"]).all() and np.isfinite(output["keypoints_px"]).all()
+
+
+def test_a_spread_of_other_dimensions_is_refused(regressor, tmp_path):
+    with pytest.raises(ModelError, match="spread: found .* expected 2 numbers"):
+        export(regressor, tmp_path, spread=[1.0])

@@ -1,0 +1,294 @@
+"""Augmentation: what each function may do to a person, alone and inside `tf.data`."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from pydantic import ValidationError
+
+from rle_tf import geometry
+from rle_tf.data.augment import DRAWS, Augmentation, augment, flip, half_body, rotation, scale
+from rle_tf.data.pipeline import encode_target
+from rle_tf.skeletons import COCO17, SKELETONS
+
+SIZE = (256, 192)
+JOINT = {name: index for index, name in enumerate(COCO17.joints)}
+UPPER = np.isin(np.arange(17), COCO17.upper_body)
+EVERYBODY = np.ones(17, bool)
+CENTRE, BOX = np.float32([110, 120]), np.float32([150, 200])
+NO_HALF, NO_TURN, NO_FLIP = 0.999, 0.999, 0.999
+
+# Somebody upright, as a camera in front sees them: their left is on the right.
+STANDING = np.zeros((17, 2), np.float32)
+for _name, _x, _y in (
+    ("nose", 0, 40), ("eye", 4, 36), ("ear", 9, 38), ("shoulder", 22, 65), ("elbow", 30, 95),
+    ("wrist", 33, 120), ("hip", 14, 125), ("knee", 15, 165), ("ankle", 16, 205),
+):  # fmt: skip
+    for _side, _sign in (("left_", 1), ("right_", -1)):
+        STANDING[JOINT.get(_side + _name, JOINT["nose"])] = 110 + _sign * _x, _y
+
+
+def draws(half=NO_HALF, which=0.0, size=0.5, turn=NO_TURN, angle=0.5, mirrored=NO_FLIP):
+    return np.float32([half, which, size, turn, angle, mirrored])
+
+
+def uniform(count: int) -> tf.Tensor:
+    return tf.random.stateless_uniform((count, DRAWS), (1, 2))
+
+
+# ---- flip
+
+
+@pytest.mark.parametrize("skeleton", SKELETONS.values(), ids=SKELETONS)
+@pytest.mark.parametrize("dims", [2, 3])
+def test_flipping_twice_changes_nothing(skeleton, dims):
+    joints = len(skeleton.joints)
+    keypoints = tf.random.stateless_uniform((joints, dims), (0, dims), 0, 200)
+    labelled = tf.random.stateless_uniform((joints,), (3, 4)) < 0.5
+    person = keypoints, labelled, tf.constant(CENTRE)
+    for _ in range(2):
+        person = flip(*person, 200, skeleton.flip_permutation)
+    np.testing.assert_allclose(person[0], keypoints, atol=1e-4)
+    np.testing.assert_array_equal(person[1], labelled)
+    np.testing.assert_allclose(person[2], CENTRE, atol=1e-4)
+
+
+def test_flipping_mirrors_x_and_exchanges_left_and_right():
+    labelled = EVERYBODY.copy()
+    labelled[JOINT["left_wrist"]] = False
+    keypoints = np.concatenate([STANDING, np.arange(17, dtype=np.float32)[:, None]], axis=1)
+    found, seen, centre = flip(keypoints, labelled, CENTRE, 300, COCO17.flip_permutation)
+    left, right = JOINT["left_wrist"], JOINT["right_wrist"]
+    # The last column of pixels becomes the first; depth stays with its joint.
+    np.testing.assert_allclose(found[right], [299 - (110 + 33), 120, left])
+    np.testing.assert_allclose(found[JOINT["nose"]], [299 - 110, 40, JOINT["nose"]])
+    np.testing.assert_allclose(centre, [299 - 110, 120])
+    assert np.flatnonzero(~seen.numpy()).tolist() == [right]
+
+
+# ---- scale and rotation
+
+
+def test_scales_fill_their_range():
+    factors = [scale(tf.constant(BOX), (0.75, 1.25), draw) / BOX for draw in uniform(200)[:, 2]]
+    assert (np.ptp(factors, axis=1) < 1e-6).all()  # the aspect stays
+    assert 0.75 <= np.min(factors) < 0.76 and 1.24 < np.max(factors) < 1.25
+    assert np.mean(factors) == pytest.approx(1, abs=0.03)
+
+
+def test_rotations_are_as_often_and_as_large_as_said():
+    numbers = uniform(4000)
+    angles = rotation(40.0, 0.3, numbers[:, 3], numbers[:, 4]).numpy()
+    turned = angles[angles != 0]
+    assert len(turned) / len(angles) == pytest.approx(0.3, abs=0.03)
+    assert -40 <= turned.min() < -39 and 39 < turned.max() <= 40
+    assert turned.mean() == pytest.approx(0, abs=2.5)
+
+
+@pytest.mark.parametrize(("probability", "share"), [(0.0, 0), (1.0, 1)])
+def test_rotation_never_and_always(probability, share):
+    numbers = uniform(500)
+    angles = rotation(40.0, probability, numbers[:, 3], numbers[:, 4])
+    assert np.mean(angles != 0) == share
+
+
+# ---- half body
+
+
+def half(labelled, draw, keypoints=STANDING, centre=CENTRE, size=BOX):
+    found = half_body(keypoints, labelled, centre, size, COCO17, 1.5, tf.constant(draw))
+    return found[0].numpy(), found[1].numpy()
+
+
+@pytest.mark.parametrize(("draw", "members"), [(0.2, UPPER), (0.8, ~UPPER)])
+def test_a_half_is_looked_at(draw, members):
+    centre, size = half(EVERYBODY, draw)
+    joints = STANDING[members]
+    np.testing.assert_allclose(centre, joints.mean(axis=0), rtol=1e-5)
+    assert (np.abs(joints - centre) <= size / 2).all()
+    assert not (np.abs(STANDING - centre) <= size / 2).all()  # the other half is cut
+    assert size[0] / size[1] == pytest.approx(BOX[0] / BOX[1])
+    # 1.5 times the smallest box of that aspect around the joints.
+    extent = np.ptp(joints, axis=0)
+    assert max(extent[0] / size[0], extent[1] / size[1]) == pytest.approx(1 / 1.5)
+
+
+def test_a_half_that_is_wide_sets_the_width():
+    lying = STANDING[:, ::-1].copy()
+    _, size = half(EVERYBODY, 0.8, lying)
+    assert size[0] == pytest.approx(1.5 * (205 - 125))
+    assert size[0] / size[1] == pytest.approx(BOX[0] / BOX[1])
+
+
+def test_halves_are_equally_likely():
+    centres = [half(EVERYBODY, float(draw))[0][1] for draw in uniform(150)[:, 1]]
+    assert np.mean(np.array(centres) < 100) == pytest.approx(0.5, abs=0.08)
+
+
+@pytest.mark.parametrize(("draw", "few"), [(0.2, UPPER), (0.8, ~UPPER)])
+def test_the_other_half_is_taken_where_the_drawn_one_has_too_few_joints(draw, few):
+    labelled = ~few
+    labelled[np.flatnonzero(few)[:2]] = True
+    centre, _ = half(labelled, draw)
+    np.testing.assert_allclose(centre, STANDING[~few].mean(axis=0), rtol=1e-5)
+
+
+def test_the_box_stays_where_neither_half_has_enough_joints():
+    labelled = np.isin(np.arange(17), [0, 1, 15, 16])
+    for draw in (0.2, 0.8):
+        centre, size = half(labelled, draw)
+        np.testing.assert_array_equal(centre, CENTRE)
+        np.testing.assert_array_equal(size, BOX)
+
+
+def test_unlabelled_joints_do_not_move_the_half():
+    labelled = EVERYBODY.copy()
+    labelled[JOINT["left_wrist"]] = False
+    keypoints = STANDING.copy()
+    centre, size = half(labelled, 0.2, keypoints)
+    keypoints[JOINT["left_wrist"]] = np.nan
+    for found, expected in zip(half(labelled, 0.2, keypoints), (centre, size), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_joints_on_top_of_one_another_give_a_box():
+    _, size = half(EVERYBODY, 0.2, np.full((17, 2), 50, np.float32))
+    assert size[0] == 1.5 and np.isfinite(size).all()
+
+
+# ---- all of it
+
+
+def view(numbers, augmentation=Augmentation(), labelled=EVERYBODY):  # noqa: B008 (immutable)
+    found = augment(
+        tf.constant(STANDING),
+        tf.constant(labelled),
+        tf.constant(CENTRE),
+        tf.constant(BOX),
+        tf.constant(300),
+        COCO17,
+        augmentation,
+        tf.constant(numbers),
+    )
+    return [each.numpy() for each in found]
+
+
+def test_no_augmentation_changes_nothing():
+    still = Augmentation(
+        flip_probability=0,
+        scale_range=(1.0, 1.0),
+        rotation_probability=0,
+        half_body_probability=0,
+    )
+    for numbers in uniform(20):
+        keypoints, labelled, centre, size, rotation_deg, flipped = view(numbers, still)
+        np.testing.assert_array_equal(keypoints, STANDING)
+        np.testing.assert_array_equal(labelled, EVERYBODY)
+        np.testing.assert_array_equal(centre, CENTRE)
+        np.testing.assert_array_equal(size, BOX)
+        assert rotation_deg == 0 and not flipped
+
+
+def test_the_paper_s_shares():
+    views = [view(numbers) for numbers in uniform(250)]
+    assert np.mean([flipped for *_, flipped in views]) == pytest.approx(0.5, abs=0.08)
+    assert np.mean([turned != 0 for *_, turned, _ in views]) == pytest.approx(0.5, abs=0.08)
+    halved = [abs(centre[1] - CENTRE[1]) > 1 for _, _, centre, *_ in views]
+    assert np.mean(halved) == pytest.approx(0.3, abs=0.08)
+
+
+def test_the_choices_are_drawn_apart():
+    flipped = view(draws(mirrored=0.1))
+    assert flipped[5] and flipped[4] == 0
+    np.testing.assert_allclose(flipped[2], [299 - 110, 120])
+    np.testing.assert_array_equal(flipped[3], BOX)
+    turned = view(draws(turn=0.1, angle=0.75))
+    assert turned[4] == pytest.approx(22.5) and not turned[5]
+    larger = view(draws(size=0.9))
+    np.testing.assert_allclose(larger[3], BOX * 1.2, rtol=1e-5)
+    halved = view(draws(half=0.1, which=0.9, size=0.9))
+    _, size = half(EVERYBODY, 0.9)
+    np.testing.assert_allclose(halved[3], size * 1.2, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("count", "halved"), [(3, False), (4, True)])
+def test_only_people_with_enough_labelled_joints_are_halved(count, halved):
+    labelled = np.arange(17) < count  # of the head, so that the upper half has three
+    _, _, centre, *_ = view(draws(half=0.0), labelled=labelled)
+    assert (centre[1] != CENTRE[1]) == halved
+
+
+def test_each_function_gives_the_same_in_a_dataset():
+    def everything(numbers):
+        person = tf.constant(STANDING), tf.constant(EVERYBODY), tf.constant(CENTRE)
+        box = tf.constant(CENTRE), tf.constant(BOX)
+        return (
+            *flip(*person, tf.constant(300), COCO17.flip_permutation),
+            scale(box[1], (0.75, 1.25), numbers[2]),
+            rotation(45.0, 0.5, numbers[3], numbers[4]),
+            *half_body(person[0], person[1], *box, COCO17, 1.5, numbers[1]),
+            *augment(*person, box[1], tf.constant(300), COCO17, Augmentation(), numbers),
+        )
+
+    numbers = uniform(30)
+    mapped = tf.data.Dataset.from_tensor_slices(numbers).map(everything)
+    for row, found in zip(numbers, mapped, strict=True):
+        for inside, eager in zip(found, everything(row), strict=True):
+            np.testing.assert_allclose(inside, eager, rtol=1e-6, atol=1e-5)
+
+
+def test_targets_are_the_reference_s(golden):
+    sample = golden("coco_samples")
+    # The numbers that draw what the reference drew.
+    sizes = (sample["augment_scale"] - 0.75) / 0.5
+    angles = (sample["augment_rotation_deg"] / 45 + 1) / 2
+    for row, crop in enumerate(sample["crop_box_xyxy"]):
+        keypoints, labelled = np.split(sample["keypoints_xyv"][row].astype(np.float32), [2], axis=1)
+        mirrored = sample["augment_flip"][row]
+        centre = (crop[:2] + crop[2:]) / 2
+        width = 0
+        if mirrored:
+            # The image's width shows in the mirrored centre, which the matrix maps to the middle.
+            linear, offset = np.split(sample["affine_2x3"][row], [2], axis=1)
+            middle = np.linalg.solve(linear, [[96], [128]] - offset)
+            width = round(float(middle[0, 0] + centre[0] + 1))
+        keypoints, labelled, centre, size, rotation_deg, flipped = augment(
+            tf.constant(keypoints),
+            tf.constant(labelled[:, 0] > 0),
+            tf.constant(centre),
+            tf.constant(crop[2:] - crop[:2]),
+            tf.constant(width),
+            COCO17,
+            Augmentation(),
+            tf.constant(
+                draws(
+                    size=sizes[row],
+                    turn=0.0,
+                    angle=angles[row],
+                    mirrored=0.0 if mirrored else NO_FLIP,
+                )
+            ),
+        )
+        matrix = geometry.crop_affine(centre, size, rotation_deg, SIZE)
+        np.testing.assert_allclose(matrix, sample["affine_2x3"][row], atol=1e-4)
+        target = encode_target(keypoints, labelled, matrix, SIZE)
+        np.testing.assert_array_equal(target["weight"], sample["target_weight"][row])
+        weighted = sample["target_weight"][row] > 0
+        assert weighted.any() and bool(flipped) == mirrored
+        np.testing.assert_allclose(
+            target["keypoints"].numpy()[weighted], sample["target"][row][weighted], atol=1e-4
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"scale_range": (1.25, 0.75)}, r"scale_range \[1.25, 0.75\] must be positive and ascend"),
+        ({"scale_range": (0.0, 1.0)}, r"scale_range \[0.0, 1.0\] must be positive"),
+        ({"flip_probability": 1.5}, "less than or equal to 1"),
+        ({"half_body_margin": 0.0}, "greater than 0"),
+        ({"rotation_degrees": 3.0}, "Extra inputs are not permitted"),
+    ],
+)
+def test_augmentation_that_makes_no_sense_is_refused(change, found):
+    with pytest.raises(ValidationError, match=found):
+        Augmentation(**change)

@@ -1,0 +1,482 @@
+"""From records to batches: what is in them, in which order, and what bad images lead to."""
+
+import logging
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from rle_tf import geometry
+from rle_tf.data.augment import Augmentation
+from rle_tf.data.coco import CocoSource
+from rle_tf.data.pipeline import (
+    InputFormat,
+    check_images,
+    encode_target,
+    evaluation_batches,
+    named_image_errors,
+    read_crop,
+    training_batches,
+    usable_rows,
+)
+from rle_tf.data.source import Records
+from rle_tf.errors import DataError
+from rle_tf.skeletons import COCO17
+
+SMALL = InputFormat((64, 48), mean=(0.4, 0.45, 0.5), std=(0.2, 0.25, 0.3))
+PLAIN = InputFormat((64, 48), mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))
+PAPER = InputFormat((256, 192), mean=(0.406, 0.457, 0.480), std=(1.0, 1.0, 1.0))
+STILL = Augmentation(
+    flip_probability=0, scale_range=(1.0, 1.0), rotation_probability=0, half_body_probability=0
+)
+
+
+def photograph(width: int, height: int, seed: int = 0) -> Image.Image:
+    coarse = np.random.default_rng(seed).integers(0, 256, (height // 8, width // 8, 3), np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def make_records(paths, image_wh, boxes_xyxy, keypoints, labelled) -> Records:
+    people = len(paths)
+    return Records(
+        image_paths=np.array([str(path) for path in paths], object),
+        image_wh=np.array([image_wh] * people, np.int32),
+        boxes_xyxy=np.array(boxes_xyxy, np.float64),
+        keypoints=np.array(keypoints, np.float32),
+        labelled=np.array(labelled, bool),
+        areas=np.ones(people),
+        image_ids=np.arange(people),
+        person_ids=np.arange(people),
+        box_scores=np.zeros(people),
+    )
+
+
+@pytest.fixture(scope="module")
+def crowd(tmp_path_factory) -> Records:
+    """13 people on one photograph; who somebody is shows in which joints are labelled."""
+    path = tmp_path_factory.mktemp("crowd") / "crowd.jpg"
+    photograph(160, 120).save(path)
+    rng = np.random.default_rng(1)
+    low = rng.uniform((0, 0), (80, 50), (13, 2))
+    boxes = np.concatenate([low, low + rng.uniform((20, 30), (60, 65), (13, 2))], axis=1)
+    keypoints = rng.uniform(boxes[:, None, :2], boxes[:, None, 2:], (13, 17, 2))
+    labelled = np.ones((13, 17), bool)
+    labelled[:, :4] = (np.arange(13)[:, None] >> np.arange(4)) % 2
+    return make_records([path] * 13, (160, 120), boxes, keypoints, labelled)
+
+
+def joined(batches) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Image, keypoints and weight of all samples."""
+    parts = [(image, target["keypoints"], target["weight"]) for image, target in batches]
+    return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+
+
+def samples(records, count, *, seed=5, start=0, batch_size=4, augmentation=Augmentation()):  # noqa: B008 (immutable)
+    batches = training_batches(
+        records, COCO17, SMALL, augmentation, batch_size=batch_size, seed=seed, start=start
+    )
+    return joined(batches.take(-(-count // batch_size)))
+
+
+def who(weight: np.ndarray) -> list[int]:
+    """Whom of the crowd samples show, if nobody was flipped."""
+    return (weight[:, :4, 0] @ (1, 2, 4, 8)).astype(int).tolist()
+
+
+@pytest.fixture(scope="module")
+def augmented(crowd):
+    """The first 52 samples of seed 5."""
+    return samples(crowd, 52)
+
+
+@pytest.fixture(scope="module")
+def order(crowd) -> list[int]:
+    """Who is in the first 52 samples of seed 5: four epochs."""
+    return who(samples(crowd, 52, augmentation=STILL)[2])
+
+
+def assert_same(found, expected):
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other[: len(one)])
+
+
+# ---- what is in a batch
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_batches_are_as_the_contract_says(crowd, training):
+    if training:
+        batches = training_batches(crowd, COCO17, SMALL, Augmentation(), batch_size=4, seed=0)
+    else:
+        batches = evaluation_batches(crowd, COCO17, SMALL, batch_size=4)
+    image, target = next(iter(batches))
+    assert image.shape == (4, 64, 48, 3) and image.dtype == tf.float32
+    assert set(target) == {"keypoints", "weight"}
+    for value in target.values():
+        assert value.shape == (4, 17, 2) and value.dtype == tf.float32
+    assert set(np.unique(target["weight"])) <= {0, 1}
+    mean, std = np.array(SMALL.mean), np.array(SMALL.std)
+    rgb = image.numpy() * std + mean
+    assert rgb.min() > -1e-6 and rgb.max() < 1 + 1e-6 and np.ptp(rgb) > 0.5
+    # Static but for the batch: models and exports are built from it.
+    assert batches.element_spec[0].shape[1:] == (64, 48, 3)
+    assert batches.element_spec[1]["keypoints"].shape[1:] == (17, 2)
+
+
+def test_the_reference_s_evaluation_crops_and_targets(golden, coco_sample):
+    sample = golden("coco_samples")
+    source = CocoSource(
+        coco_sample / "annotations/person_keypoints_val2017.json", coco_sample / "val2017"
+    )
+    ids = source.records.person_ids.tolist()
+    records = source.take(np.array([ids.index(i) for i in sample["annotation_id"]])).records
+    np.testing.assert_array_equal(records.boxes_xyxy, sample["bbox_xyxy_clipped"])
+    image, keypoints, weight = joined(evaluation_batches(records, COCO17, PAPER, batch_size=6))
+    pixels = (image[:3] + np.array(PAPER.mean)) * 255
+    assert np.abs(pixels - sample["eval_input_uint8_first3"]).max() <= 1.0
+    labelled = sample["keypoints_xyv"][..., 2] > 0
+    np.testing.assert_array_equal(weight, np.repeat(labelled[..., None], 2, axis=-1))
+    low, high = np.split(sample["crop_box_xyxy"][:, None], 2, axis=-1)
+    unit = (sample["keypoints_xyv"][..., :2] - low) / (high - low) - 0.5
+    np.testing.assert_allclose(keypoints[weight > 0], unit[weight > 0], atol=1e-4)
+
+
+def test_targets_in_three_dimensions():
+    keypoints = tf.constant([[10.0, 20.0, 500.0], [96.0, 128.0, -1000.0], [np.nan] * 3])
+    labelled = tf.constant([True, True, False])
+    target = encode_target(keypoints, labelled, tf.eye(2, 3), (256, 192))
+    np.testing.assert_allclose(
+        target["keypoints"],
+        [[10 / 192 - 0.5, 20 / 256 - 0.5, 0.25], [0, 0, -0.5], [0, 0, 0]],
+        atol=1e-6,
+    )
+    np.testing.assert_array_equal(target["weight"], [[1] * 3, [1] * 3, [0] * 3])
+
+
+def test_joints_outside_the_crop_keep_their_weight(crowd):
+    keypoints = crowd.keypoints.copy()
+    keypoints[:, 10] = [-200, 50]
+    _, found, weight = joined(
+        evaluation_batches(replace(crowd, keypoints=keypoints), COCO17, SMALL, batch_size=13)
+    )
+    assert (found[:, 10, 0] < -0.5).all() and (weight[:, 10] == 1).all()
+
+
+def test_unlabelled_joints_weigh_nothing_even_where_they_are_nan(crowd, augmented):
+    keypoints = crowd.keypoints.copy()
+    keypoints[~crowd.labelled] = np.nan
+    damaged = replace(crowd, keypoints=keypoints)
+    found = samples(damaged, 52)
+    assert all(np.isfinite(part).all() for part in found)
+    assert (found[2] == 0).any()
+    assert_same(found, augmented)
+    evaluated = joined(evaluation_batches(damaged, COCO17, SMALL, batch_size=13))
+    np.testing.assert_array_equal(evaluated[2][..., 0] > 0, crowd.labelled)
+    assert (evaluated[1][~crowd.labelled] == 0).all()
+
+
+@pytest.mark.parametrize("flip_probability", [0.0, 1.0])
+def test_what_is_painted_at_a_joint_is_at_its_target(tmp_path, flip_probability):
+    """Image and joints go through the same flip, half body, scale and rotation."""
+    joints = {"nose": (60, 40), "left_wrist": (95, 75), "right_knee": (50, 120)}
+    mirrored = {"nose": "nose", "left_wrist": "right_wrist", "right_knee": "left_knee"}
+    rows, columns = np.mgrid[:160, :140]
+    dots = [np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / 18) for x, y in joints.values()]
+    Image.fromarray(np.rint(np.stack(dots, -1) * 255).astype(np.uint8)).save(tmp_path / "dots.png")
+    keypoints = np.random.default_rng(0).uniform((30, 20), (100, 140), (17, 2))
+    for name, place in joints.items():
+        keypoints[COCO17.joints.index(name)] = place
+    records = make_records(
+        [tmp_path / "dots.png"], (140, 160), [[30, 20, 100, 140]], [keypoints], [[True] * 17]
+    )
+    batches = training_batches(
+        records,
+        COCO17,
+        replace(PLAIN, image_size=(128, 96)),
+        Augmentation(flip_probability=flip_probability),
+        batch_size=60,
+        seed=3,
+    )
+    crops, targets, _ = joined(batches.take(1))
+    compared = 0
+    for channel, name in enumerate(joints):
+        joint = COCO17.joints.index(mirrored[name] if flip_probability else name)
+        for crop, target in zip(crops[..., channel], targets[:, joint], strict=True):
+            place = (target + 0.5) * (96, 128)
+            if (place < 20).any() or (place > (76, 108)).any():
+                continue  # the dot is cut by the crop's edge
+            y, x = np.mgrid[:128, :96]
+            found = np.array([(crop * x).sum(), (crop * y).sum()]) / crop.sum()
+            np.testing.assert_allclose(found, place, atol=0.15)
+            compared += 1
+    assert compared > 60
+    assert np.ptp(targets[:, 0], axis=0).min() > 0.3  # the views do differ
+
+
+# ---- order and repetition
+
+
+def test_a_seed_decides_order_and_augmentation(crowd, augmented, order):
+    assert_same(samples(crowd, 12), augmented)
+    other = samples(crowd, 12, seed=6, augmentation=STILL)
+    assert who(other[2]) != order[:12]
+    one = crowd.take(slice(0, 1))  # one person: order is no difference
+    assert not np.array_equal(samples(one, 4)[1], samples(one, 4, seed=6)[1])
+
+
+def test_augmentation_differs_between_epochs(crowd):
+    one = crowd.take(slice(0, 1))
+    images, keypoints, _ = samples(one, 8)
+    assert len({image.tobytes() for image in images}) == 8
+    assert len({joints.tobytes() for joints in keypoints}) == 8
+
+
+@pytest.mark.parametrize("start", [13, 30])
+def test_a_later_start_goes_on_as_if_never_interrupted(crowd, augmented, start):
+    assert_same(samples(crowd, 12, start=start), [part[start:] for part in augmented])
+
+
+def test_an_epoch_sees_everybody_once_in_an_order_of_its_own(order):
+    epochs = [order[epoch * 13 : (epoch + 1) * 13] for epoch in range(4)]
+    assert all(sorted(epoch) == list(range(13)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    assert list(range(13)) not in epochs
+
+
+def test_training_batches_are_full_and_evaluation_drops_nobody(crowd):
+    batches = training_batches(crowd, COCO17, SMALL, STILL, batch_size=5, seed=0).take(6)
+    assert [len(image) for image, _ in batches] == [5] * 6
+    batches = evaluation_batches(crowd, COCO17, SMALL, batch_size=5)
+    assert [len(image) for image, _ in batches] == [5, 5, 3]
+    assert who(joined(batches)[2]) == list(range(13))
+
+
+def test_a_sample_does_not_depend_on_its_batch(crowd, augmented):
+    assert_same(samples(crowd, 6, batch_size=1), augmented)
+    assert_same(joined(evaluation_batches(crowd, COCO17, SMALL, batch_size=1)),
+                joined(evaluation_batches(crowd, COCO17, SMALL, batch_size=8)))  # fmt: skip
+
+
+def test_nobody_is_an_error(crowd):
+    nobody = crowd.take(slice(0, 0))
+    with pytest.raises(DataError, match="no people to look at.*labelled.*detections are empty"):
+        evaluation_batches(nobody, COCO17, SMALL, batch_size=2)
+    with pytest.raises(DataError, match="no people to look at"):
+        training_batches(nobody, COCO17, SMALL, STILL, batch_size=2, seed=0)
+
+
+# ---- regions
+
+
+def random_matrices(count: int, width: int, height: int) -> list[tf.Tensor]:
+    """Crops of all sizes and turns, inside the image, over its edges and outside."""
+    rng = np.random.default_rng(7)
+    matrices = []
+    for index in range(count):
+        centre = rng.uniform((-0.4 * width, -0.4 * height), (1.4 * width, 1.4 * height))
+        side = rng.uniform(15, 1.2 * height)
+        turned = rng.uniform(-180, 180) if index % 3 else 0.0
+        matrix = geometry.crop_affine(
+            tf.constant(centre, tf.float32),
+            tf.constant([0.75 * side, side], tf.float32),
+            tf.constant(turned, tf.float32),
+            (64, 48),
+        )
+        matrices.append(geometry.compose(matrix, geometry.mirror(width)) if index % 2 else matrix)
+    return matrices
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("444.jpg", {"subsampling": 0}),
+        ("420.jpg", {"subsampling": 2}),
+        ("progressive.jpg", {"subsampling": 2, "progressive": True}),
+        ("whole.png", {}),
+    ],
+)
+def test_a_region_is_what_the_whole_image_shows(tmp_path, name, options):
+    path = tmp_path / name
+    photograph(331, 257).save(path, **options)
+    whole = tf.constant(np.asarray(Image.open(path).convert("RGB")))
+    wh = tf.constant([331, 257])
+    matrices = tf.stack(random_matrices(60, 331, 257))
+    crops = tf.data.Dataset.from_tensor_slices(matrices).map(
+        lambda matrix: read_crop(tf.constant(str(path)), wh, matrix, (64, 48))
+    )
+    dark = 0
+    for matrix, crop in zip(matrices, crops, strict=True):
+        expected = geometry.warp(whole, matrix, (64, 48)).numpy()
+        assert np.abs(crop - expected).max() <= 0.5
+        dark += not expected.any()
+    assert 2 < dark < 40  # crops without any pixel of the image were among them
+    np.testing.assert_array_equal(read_crop(tf.constant(str(path)), wh, matrix, (64, 48)), crop)
+
+
+# ---- kinds of images
+
+
+def with_alpha(image: Image.Image) -> Image.Image:
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    return image
+
+
+def in_16_bits(image: Image.Image) -> Image.Image:
+    grey = np.asarray(image.convert("L")).astype(np.uint16)
+    return Image.fromarray(grey * 256 + 200)
+
+
+KINDS = {
+    "colour JPEG": ("jpeg", lambda image: image),
+    "grey JPEG": ("jpeg", lambda image: image.convert("L")),
+    "CMYK JPEG": ("jpeg", lambda image: image.convert("CMYK")),
+    "PNG": ("png", lambda image: image),
+    "grey PNG": ("png", lambda image: image.convert("L")),
+    "PNG with a palette": ("png", lambda image: image.quantize(32)),
+    "PNG with alpha": ("png", with_alpha),
+    "16-bit PNG": ("png", in_16_bits),
+    "GIF": ("gif", lambda image: image.quantize(32)),
+    "BMP": ("bmp", lambda image: image),
+    "WebP": ("webp", lambda image: image),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_of_other_kinds_named_jpg_give_the_right_colours(tmp_path, kind):
+    file_format, convert = KINDS[kind]
+    path = tmp_path / "photograph.jpg"
+    original = photograph(96, 80)
+    convert(original.copy()).save(path, format=file_format)
+    with Image.open(path) as image:
+        # Pillow clips 16 bits to 8 where the high byte is meant.
+        expected = original.convert("L") if kind == "16-bit PNG" else image
+        expected = np.asarray(expected.convert("RGB")).astype(float)
+    crop = read_crop(tf.constant(str(path)), tf.constant([96, 80]), tf.eye(2, 3), (80, 96))
+    assert np.abs(crop - expected).max() <= 1.0
+    assert np.ptp(expected) > 150
+    records = make_records([path], (96, 80), [[5, 5, 90, 75]], np.ones((1, 17, 2)), [[1] * 17])
+    assert check_images(records) == {}
+    image, _, _ = joined(evaluation_batches(records, COCO17, PLAIN, batch_size=1))
+    assert np.isfinite(image).all() and np.ptp(image) > 100
+
+
+# ---- images that cannot be used
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def truncated_png(path):
+    photograph(96, 80).save(path, format="png")
+    truncated(path)
+
+
+def another_size(path):
+    photograph(80, 96).save(path)
+
+
+def another_size_png(path):
+    photograph(64, 80).save(path, format="png")
+
+
+DAMAGES = {
+    "truncated": (truncated, "cannot be read \\(.*JPEG.*\\)"),
+    "a JPEG header alone": (
+        lambda path: path.write_bytes(path.read_bytes()[:20]),
+        "cannot be read \\(.*JPEG.*\\)",
+    ),
+    "truncated PNG": (truncated_png, "cannot be read \\(Invalid PNG data.*\\)"),
+    "empty": (lambda path: path.write_bytes(b""), "cannot be read \\(Input is empty\\)"),
+    "no image": (
+        lambda path: path.write_text("<html>404</html>"),
+        "cannot be read \\(Unknown image file format.*\\)",
+    ),
+    "another size": (another_size, "has 80x96 pixels where the annotations say 96x80"),
+    "PNG of another size": (another_size_png, "has 64x80 pixels where the annotations say 96x80"),
+    "gone": (lambda path: path.unlink(), "cannot be read \\(No such file or directory\\)"),
+}
+
+
+@pytest.mark.parametrize(
+    ("damage", "training"),
+    [(damage, False) for damage in DAMAGES]
+    + [(damage, True) for damage in ("truncated", "another size", "gone")],
+)
+def test_a_bad_image_is_named(write_coco, damage, training):
+    change, why = DAMAGES[damage]
+    annotations, images = write_coco()
+    records = CocoSource(annotations, images).records
+    bad = images / "photo_1.jpg"
+    change(bad)
+    if training:
+        batches = training_batches(records, COCO17, SMALL, STILL, batch_size=3, seed=0).take(2)
+    else:
+        batches = evaluation_batches(records, COCO17, SMALL, batch_size=2)
+    pattern = (
+        f"^{re.escape(str(bad))}: {why}; expected a whole JPEG, PNG, GIF, BMP or WebP image of the "
+        r"annotated size \(data.on_bad_image: skip leaves such images out\)$"
+    )
+    with pytest.raises(DataError, match=pattern), named_image_errors(records):
+        for _ in batches:
+            pass
+
+
+def test_several_bad_images_are_counted(write_coco):
+    annotations, images = write_coco(people=4)
+    records = CocoSource(annotations, images).records
+    for index in (1, 3):
+        (images / f"photo_{index}.jpg").write_bytes(b"")
+    with (
+        pytest.raises(DataError, match=r"photo_1\.jpg: .*\(2 images have such faults\)"),
+        named_image_errors(records),
+    ):
+        list(evaluation_batches(records, COCO17, SMALL, batch_size=4))
+
+
+def test_a_failure_that_is_no_image_s_stays_what_it_is(crowd):
+    with pytest.raises(tf.errors.InvalidArgumentError), named_image_errors(crowd):
+        tf.debugging.assert_equal(1, 2)
+    with pytest.raises(ZeroDivisionError), named_image_errors(crowd):
+        _ = 1 / 0
+
+
+def test_skipped_images_are_named_and_counted(write_coco, caplog):
+    def second_person(dataset):
+        dataset["annotations"].append({**dataset["annotations"][1], "id": 600})
+
+    annotations, images = write_coco(second_person, people=4)
+    source = CocoSource(annotations, images)
+    (images / "photo_1.jpg").write_bytes(b"")
+    another_size(images / "photo_2.jpg")
+    with caplog.at_level(logging.WARNING):
+        rows = usable_rows(source.records)
+    assert rows.tolist() == [True, False, False, True, False]
+    empty, other, summary = (record.getMessage() for record in caplog.records)
+    assert empty == f"skipping image {images / 'photo_1.jpg'}: cannot be read (Input is empty)"
+    assert other.startswith(f"skipping image {images / 'photo_2.jpg'}: has 80x96 pixels")
+    assert summary == "skipped 2 images with 3 people; 2 people are left"
+    usable = source.take(rows).records
+    assert usable.person_ids.tolist() == [501, 504]
+    assert len(joined(evaluation_batches(usable, COCO17, SMALL, batch_size=2))[0]) == 2
+
+
+def test_where_all_images_are_good_nothing_is_said(crowd, caplog):
+    assert usable_rows(crowd).all()
+    assert usable_rows(crowd.take(slice(0, 0))).tolist() == []
+    assert not caplog.records
+
+
+def test_no_usable_image_is_an_error(write_coco):
+    annotations, images = write_coco(people=2)
+    records = CocoSource(annotations, images).records
+    for path in images.iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(
+        DataError,
+        match=r"photo_0\.jpg: cannot be read .*, and none of the 2 images can be used; expected",
+    ):
+        usable_rows(records)

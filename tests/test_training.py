@@ -1,0 +1,459 @@
+"""Training runs on a COCO folder of a few small photographs: what is left behind, and resuming."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import h5py
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from rle_tf.config import RunConfig, load_config
+from rle_tf.data.coco import CocoSource
+from rle_tf.errors import ConfigError, DataError, ModelError
+from rle_tf.skeletons import COCO17
+from rle_tf.training import Checkpoints, RunFolder, build_estimator, load_regressor, train
+
+TRAIN_PEOPLE, VAL_PEOPLE = 13, 5
+STEPS = 3  # an epoch: 13 people in batches of 4, the rest goes over to the next
+EPOCHS = 3
+
+RECIPE = """\
+name: tiny
+seed: 3
+data:
+  source:
+    kind: coco
+    root: {root}
+    val: {{annotations: annotations/person_keypoints_val2017.json, images: val2017}}
+  image_size: [64, 64]
+model: {{backbone: mobilenet, output_layer: conv_pw_1_relu}}
+loss: {{kind: rle, flow_layers: 2, flow_hidden: 4}}
+train:
+  batch_size: 4
+  epochs: 3
+  drop_epochs: [1, 2]
+  evaluate_every: 2
+  drawn_people: 3
+evaluate: {{batch_size: 4}}
+"""
+
+
+def write_split(root: Path, split: str, people: int) -> None:
+    """A person in each image, whose joints are where the image is brightest, more or less."""
+    rng = np.random.default_rng(people)
+    (root / split).mkdir(parents=True)
+    (root / "annotations").mkdir(exist_ok=True)
+    images, annotations = [], []
+    for i in range(people):
+        pixels = rng.integers(0, 100, (60, 80, 3), dtype=np.uint8)
+        x, y = rng.uniform(25, 55), rng.uniform(20, 40)
+        pixels[int(y) - 5 : int(y) + 5, int(x) - 5 : int(x) + 5] = 255
+        Image.fromarray(pixels).save(root / split / f"{i:03}.jpg")
+        joints = np.stack([rng.normal(x, 4, 17), rng.normal(y, 4, 17)], axis=1).clip(0, 59)
+        visibility = rng.choice([0, 2], 17, p=[0.2, 0.8])
+        images.append({"id": i, "file_name": f"{i:03}.jpg", "width": 80, "height": 60})
+        annotations.append(
+            {
+                "id": i + 1,
+                "image_id": i,
+                "category_id": 1,
+                "iscrowd": 0,
+                "bbox": [x - 20, y - 15, 40, 30],
+                "area": 600,
+                "keypoints": np.column_stack([joints, visibility]).ravel().tolist(),
+                "num_keypoints": int((visibility > 0).sum()),
+            }
+        )
+    category = {"id": 1, "name": "person", "keypoints": list(COCO17.joints)}
+    dataset = {"images": images, "annotations": annotations, "categories": [category]}
+    path = root / "annotations" / f"person_keypoints_{split}.json"
+    path.write_text(json.dumps(dataset))
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("coco")
+    write_split(root, "train2017", TRAIN_PEOPLE)
+    write_split(root, "val2017", VAL_PEOPLE)
+    return root
+
+
+def config_for(root: Path, *overrides: str) -> RunConfig:
+    path = root / "recipe.yaml"
+    path.write_text(RECIPE.format(root=root))
+    return load_config(path, overrides)
+
+
+class Recorder(keras.callbacks.Callback):
+    """Learning rate of each step, and logs of each epoch."""
+
+    def __init__(self):
+        super().__init__()
+        self.learning_rates, self.epochs = [], []
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.learning_rates.append(float(self.model.optimizer.learning_rate))
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.epochs.append({"epoch": epoch, **logs})
+
+
+class AtStep(keras.callbacks.Callback):
+    """Does something with the model once a number of steps are done."""
+
+    def __init__(self, step: int, action):
+        super().__init__()
+        self.step = step
+        self.action = action
+
+    def on_train_batch_end(self, batch, logs=None):
+        if int(self.model.optimizer.iterations.numpy()) == self.step:
+            self.action(self.model)
+
+
+def interrupt(model):
+    raise KeyboardInterrupt
+
+
+def spoil(model):
+    bias = model.regressor.get_layer("mu_dense").bias
+    bias.assign(np.full(bias.shape, np.nan))
+
+
+class Run:
+    """A run that was trained to its end, not to be written to."""
+
+    def __init__(self, root: Path, out: Path):
+        self.config = config_for(root)
+        self.folder = RunFolder(out)
+        self.recorder = Recorder()
+        self.scores = train(self.config, out, callbacks=[self.recorder])
+
+    def copy(self, to: Path) -> RunFolder:
+        return RunFolder(shutil.copytree(self.folder.path, to / "copy"))
+
+
+@pytest.fixture(scope="module")
+def run(coco, tmp_path_factory) -> Run:
+    return Run(coco, tmp_path_factory.mktemp("runs") / "whole")
+
+
+def contents(checkpoint: Path) -> dict[str, np.ndarray]:
+    found = {}
+    with h5py.File(checkpoint) as file:
+        file.visititems(
+            lambda name, item: (
+                found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None
+            )
+        )
+    return found
+
+
+def assert_same_state(found: RunFolder, expected: RunFolder) -> None:
+    """The newest checkpoints hold the same: weights, optimizer, flow, running statistics."""
+    step = expected.checkpoints.steps()[-1]
+    assert found.checkpoints.steps()[-1] == step
+    file = f"step_{step:08d}.weights.h5"
+    a, b = (contents(folder.path / "checkpoints" / file) for folder in (found, expected))
+    assert a.keys() == b.keys()
+    # What the metrics have counted so far starts anew with each part of an epoch.
+    state = [name for name in a if not name.startswith(("_metrics", "_pck", "_sigma", "metrics"))]
+    assert any("optimizer" in name for name in state) and any("flow" in name for name in state)
+    different = [name for name in state if not np.array_equal(a[name], b[name])]
+    assert not different
+
+
+def test_what_a_run_leaves_behind(run):
+    names = {path.name for path in run.folder.path.iterdir()}
+    assert names == {"config.yaml", "checkpoints", "tensorboard", "history.jsonl", "regressor.keras",
+                     "density.json", "metrics.json", "results.json"}  # fmt: skip
+    config, regressor = run.folder.load()
+    assert config == run.config
+    assert regressor.output["mu"].shape == (None, 17, 2)
+    assert "flow" not in " ".join(variable.path for variable in regressor.variables)
+
+
+def test_checkpoints_of_the_newest_epochs_are_kept(run):
+    assert run.folder.checkpoints.steps() == [2 * STEPS, 3 * STEPS]
+    assert len(list(run.folder.checkpoints.folder.iterdir())) == 2
+
+
+def test_history_is_a_line_an_epoch(run):
+    lines = [json.loads(line) for line in run.folder.history.read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    for line, logs in zip(lines, run.recorder.epochs, strict=True):
+        assert line["loss"] == pytest.approx(float(logs["loss"]))
+        assert {"pck", "sigma", "val_loss", "val_pck", "val_sigma"} <= line.keys()
+    assert ["val_AP" in line for line in lines] == [False, True, False]
+    # Nobody in the validation set is of medium size: no number, and no invalid JSON either.
+    assert "NaN" not in run.folder.history.read_text()
+
+
+def test_metrics_and_results(run, coco, capsys):
+    metrics = json.loads(run.folder.metrics.read_text())
+    assert metrics.keys() == run.scores.keys() >= {"AP", "AP50", "AR", "error_px", "PCK@0.1"}
+    for name, value in run.scores.items():
+        assert metrics[name] is None if np.isnan(value) else metrics[name] == value
+    results = json.loads(run.folder.results.read_text())
+    assert sorted(entry["image_id"] for entry in results) == list(range(VAL_PEOPLE))
+    truth = COCO(coco / "annotations/person_keypoints_val2017.json")
+    assert len(truth.loadRes(str(run.folder.results)).anns) == VAL_PEOPLE
+
+
+def test_tensorboard_gets_scalars_and_pictures(run):
+    tags = {}
+    for folder in {path.parent for path in run.folder.path.rglob("events.out.tfevents.*")}:
+        events = EventAccumulator(str(folder))
+        events.Reload()
+        tags |= {f"{folder.name}/{tag}": events.Tensors(tag) for tag in events.Tags()["tensors"]}
+    assert {"train/epoch_loss", "train/epoch_pck", "validation/epoch_loss"} <= tags.keys()
+    assert len(tags["train/epoch_loss"]) == EPOCHS
+    drawn = tags["drawings/validation people"]
+    assert [event.step for event in drawn] == list(range(EPOCHS))
+    width, height, picture = drawn[-1].tensor_proto.string_val
+    assert picture.startswith(b"\x89PNG") and int(width) > 3 * int(height) / 2
+
+
+def test_the_learning_rate_drops_after_the_named_epochs(run):
+    expected = np.repeat([1e-3, 1e-4, 1e-5], STEPS)
+    np.testing.assert_allclose(run.recorder.learning_rates, expected, rtol=1e-5)
+
+
+def test_an_interrupted_run_ends_as_if_it_had_not_been(run, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        train(run.config, folder.path, callbacks=[AtStep(STEPS + 2, interrupt)])
+    assert folder.checkpoints.steps() == [STEPS, STEPS + 2]
+    assert not folder.metrics.exists()
+    _, regressor = folder.load()  # a usable run
+    assert np.isfinite(regressor(np.zeros((1, 64, 64, 3)))["mu"]).all()
+
+    recorder = Recorder()
+    scores = train(run.config, folder.path, resume=True, callbacks=[recorder])
+    assert len(recorder.learning_rates) == 3 * STEPS - (STEPS + 2)
+    assert [logs["epoch"] for logs in recorder.epochs] == [1, 2]
+    assert_same_state(folder, run.folder)
+    assert scores == pytest.approx(run.scores, nan_ok=True)
+    lines = folder.history.read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
+
+
+@pytest.mark.slow
+def test_a_run_can_be_interrupted_more_than_once(run, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    for step in (1, STEPS, 2 * STEPS + 1):
+        with pytest.raises(KeyboardInterrupt):
+            train(run.config, folder.path, resume=step > 1, callbacks=[AtStep(step, interrupt)])
+        assert folder.checkpoints.steps()[-1] == step
+    train(run.config, folder.path, resume=True)
+    assert_same_state(folder, run.folder)
+
+
+@pytest.mark.slow
+def test_a_lost_checkpoint_costs_an_epoch(run, tmp_path, caplog):
+    folder = run.copy(tmp_path)
+    newest = folder.path / "checkpoints" / f"step_{3 * STEPS:08d}.weights.h5"
+    newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
+    train(run.config, folder.path, resume=True)
+    assert f"{newest} cannot be read" in caplog.text
+    assert_same_state(folder, run.folder)
+
+
+@pytest.mark.slow
+def test_a_finished_run_can_go_on(run, coco, tmp_path):
+    folder = run.copy(tmp_path)
+    recorder = Recorder()
+    longer = config_for(coco, "train.epochs=4", "evaluate.flip_test=false")
+    train(longer, folder.path, resume=True, callbacks=[recorder])
+    assert len(recorder.learning_rates) == STEPS
+    assert folder.checkpoints.steps() == [3 * STEPS, 4 * STEPS]
+    assert load_config(folder.config) == longer
+
+
+def test_a_finished_run_that_is_resumed_is_scored_again(run, tmp_path):
+    folder = run.copy(tmp_path)
+    folder.metrics.unlink()
+    recorder = Recorder()
+    scores = train(run.config, folder.path, resume=True, callbacks=[recorder])
+    assert not recorder.learning_rates
+    assert scores == pytest.approx(run.scores, nan_ok=True)
+    assert folder.metrics.read_text() == run.folder.metrics.read_text()
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(run):
+    before = run.folder.config.stat().st_mtime_ns
+    with pytest.raises(ConfigError, match=r"whole: holds a run already; expected a new folder"):
+        train(run.config, run.folder.path)
+    assert run.folder.config.stat().st_mtime_ns == before
+
+
+def test_a_run_of_another_config_is_not_resumed(run, coco):
+    other = config_for(coco, "train.batch_size=2", "loss.base=gaussian", "train.epochs=9")
+    with pytest.raises(ConfigError) as error:
+        train(other, run.folder.path, resume=True)
+    message = str(error.value)
+    assert message.startswith(f"{run.folder.config}: the run was started with another config: ")
+    assert "loss.base was 'laplace' and is 'gaussian'" in message
+    assert "train.batch_size was 4 and is 2" in message
+    assert "epochs" not in message  # a run may be made longer
+
+
+def test_resuming_needs_a_run(coco, tmp_path):
+    with pytest.raises(ConfigError, match="holds no run to resume; expected its config.yaml"):
+        train(config_for(coco), tmp_path, resume=True)
+
+
+@pytest.fixture
+def estimator(run):
+    return build_estimator(run.config, run.config.open_source("train"), STEPS)
+
+
+def damage(file: Path, how: str) -> None:
+    whole = file.read_bytes()
+    file.write_bytes({"empty": b"", "half": whole[: len(whole) // 2], "text": b"no HDF5"}[how])
+
+
+@pytest.mark.parametrize("how", ["empty", "half", "text"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(run, estimator, tmp_path, caplog, how):
+    checkpoints = run.copy(tmp_path).checkpoints
+    older, newest = sorted(checkpoints.folder.iterdir())
+    damage(newest, how)
+    with caplog.at_level(logging.WARNING):
+        assert checkpoints.restore(estimator) == 2 * STEPS
+    assert f"{newest} cannot be read, trying the one before" in caplog.text
+    assert int(estimator.optimizer.iterations.numpy()) == 2 * STEPS
+    expected = contents(older)["regressor/layers/functional/layers/conv2d/vars/0"]
+    backbone = estimator.regressor.get_layer("backbone")
+    np.testing.assert_array_equal(backbone.get_layer("conv1").kernel.numpy(), expected)
+
+    damage(older, how)
+    with pytest.raises(ModelError) as error:
+        checkpoints.restore(estimator)
+    assert str(newest) in str(error.value) and str(older) in str(error.value)
+    assert "expected a checkpoint of this config's model" in str(error.value)
+
+
+def test_a_checkpoint_of_another_model(run, coco):
+    config = config_for(coco, "model.output_layer=conv_pw_2_relu")
+    estimator = build_estimator(config, config.open_source("train"), STEPS)
+    with pytest.raises(ModelError, match="expected a checkpoint of this config's model"):
+        run.folder.checkpoints.restore(estimator)
+
+
+def test_no_checkpoint_is_step_zero(estimator, tmp_path):
+    before = [variable.numpy() for variable in estimator.trainable_variables]
+    assert Checkpoints(tmp_path / "absent").restore(estimator) == 0
+    for variable, value in zip(estimator.trainable_variables, before, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), value)
+
+
+def test_an_unfinished_file_is_no_checkpoint(tmp_path):
+    for name in ("unfinished_12.weights.h5", "step_x.weights.h5", "step_00000007.weights.h5.tmp"):
+        (tmp_path / name).touch()
+    assert Checkpoints(tmp_path).steps() == []
+
+
+def test_a_loss_that_is_no_number_stops_the_run(coco, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    message = (
+        rf"the loss is nan at step {STEPS + 2}; expected a number; the checkpoint of step {STEPS} "
+        r"is good; try a lower train\.learning_rate or a train\.clip_norm"
+    )
+    with pytest.raises(ModelError, match=message):
+        train(config_for(coco), folder.path, callbacks=[AtStep(STEPS + 1, spoil)])
+    assert folder.checkpoints.steps() == [STEPS]
+    [checkpoint] = folder.checkpoints.folder.iterdir()
+    assert all(np.isfinite(value).all() for value in contents(checkpoint).values())
+
+
+@pytest.mark.slow
+def test_weights_that_an_epochs_last_step_spoils_are_not_saved(coco, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    message = rf"a value of mu_dense/bias is no finite number at step {STEPS}; .* nothing was saved"
+    with pytest.raises(ModelError, match=message):
+        train(config_for(coco), folder.path, callbacks=[AtStep(STEPS, spoil)])
+    assert folder.checkpoints.steps() == []
+
+
+@pytest.fixture
+def spoilt_coco(coco, tmp_path) -> Path:
+    """The people, one of them in a photograph that was cut off."""
+    root = shutil.copytree(coco, tmp_path / "spoilt")
+    bad = root / "train2017/004.jpg"
+    bad.write_bytes(bad.read_bytes()[:300])
+    return root
+
+
+def test_a_bad_image_stops_a_run_by_its_name(spoilt_coco, tmp_path):
+    with pytest.raises(DataError, match=r"train2017/004\.jpg: .*data\.on_bad_image: skip"):
+        train(config_for(spoilt_coco), tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_bad_image_is_skipped_where_the_config_says_so(spoilt_coco, tmp_path, caplog):
+    config = config_for(spoilt_coco, "data.on_bad_image=skip", "train.epochs=1")
+    recorder = Recorder()
+    train(config, tmp_path / "run", callbacks=[recorder])
+    assert len(recorder.learning_rates) == (TRAIN_PEOPLE - 1) // 4
+    assert "train2017/004.jpg" in caplog.text
+    assert "1 image" in caplog.text and f"{TRAIN_PEOPLE - 1} people are left" in caplog.text
+
+
+def test_a_batch_that_the_replicas_cannot_share_leaves_no_folder(coco, tmp_path):
+    config = config_for(coco, "train.strategy=mirrored", "train.batch_size=5")
+    with pytest.raises(ConfigError, match=r"train\.batch_size: found 5; expected a multiple of"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_two_replicas_train_and_are_resumed(run, coco, tmp_path):
+    config = config_for(coco, "train.strategy=mirrored")
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        train(config, folder.path, callbacks=[AtStep(STEPS + 1, interrupt)])
+    scores = train(config, folder.path, resume=True)
+    assert folder.checkpoints.steps()[-1] == EPOCHS * STEPS
+    assert scores.keys() == run.scores.keys()
+    # Replicas have batch statistics of their own, so the losses are near but not the same.
+    lines = [json.loads(line) for line in folder.history.read_text().splitlines()]
+    first = json.loads(run.folder.history.read_text().splitlines()[0])
+    assert lines[0]["loss"] == pytest.approx(first["loss"], rel=0.05)
+
+
+def test_drawn_people_may_be_none_and_boxes_tiny(run, coco):
+    from rle_tf.training import draw_people
+
+    source = CocoSource(coco / "annotations/person_keypoints_val2017.json", coco / "val2017")
+    source.records.boxes_xyxy[0] = [10.6, 10.6, 10.8, 10.8]
+    sheet = draw_people(
+        load_regressor(run.folder.regressor), source.take(slice(2)), run.config, np.ones(2)
+    )
+    assert sheet.height > 384 and sheet.width > 2 * 384
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip", None])
+def test_a_file_that_is_no_regressor(tmp_path, content):
+    path = tmp_path / "regressor.keras"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ModelError, match=r"regressor\.keras: cannot be read as a Keras model: "):
+        load_regressor(path)
+
+
+def test_a_model_with_other_outputs_is_no_regressor(tmp_path):
+    image = keras.Input((8, 8, 3))
+    keras.Model(image, keras.layers.Dense(2)(image)).save(tmp_path / "other.keras")
+    with pytest.raises(ModelError, match=r"other\.keras: has outputs without names; expected"):
+        load_regressor(tmp_path / "other.keras")
+
+
+def test_a_folder_without_a_run(tmp_path):
+    with pytest.raises(ModelError, match=r"config\.yaml: no such file; expected the folder of a"):
+        RunFolder(tmp_path).load()
