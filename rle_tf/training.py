@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -163,8 +164,11 @@ class Checkpoints:
         for step in reversed(self.steps()):
             file = self._file(step)
             try:
-                estimator.load_weights(file)
-            except (OSError, ValueError, KeyError) as error:
+                with warnings.catch_warnings():
+                    # Where the file lacks a layer, Keras warns and leaves what is there.
+                    warnings.simplefilter("error", UserWarning)
+                    estimator.load_weights(file)
+            except (OSError, ValueError, KeyError, UserWarning) as error:
                 reason = str(error).partition("\n")[0]
                 problems.append(f"{file}: {reason}")
                 LOG.warning("%s cannot be read, trying the one before: %s", file, reason)

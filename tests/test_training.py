@@ -17,7 +17,14 @@ from rle_tf.config import RunConfig, load_config
 from rle_tf.data.coco import CocoSource
 from rle_tf.errors import ConfigError, DataError, ModelError
 from rle_tf.skeletons import COCO17
-from rle_tf.training import Checkpoints, RunFolder, build_estimator, load_regressor, train
+from rle_tf.training import (
+    Checkpoints,
+    RunFolder,
+    build_estimator,
+    draw_people,
+    load_regressor,
+    train,
+)
 
 TRAIN_PEOPLE, VAL_PEOPLE = 13, 5
 STEPS = 3  # an epoch: 13 people in batches of 4, the rest goes over to the next
@@ -32,14 +39,14 @@ data:
     root: {root}
     val: {{annotations: annotations/person_keypoints_val2017.json, images: val2017}}
   image_size: [64, 64]
-model: {{backbone: mobilenet, output_layer: conv_pw_1_relu}}
-loss: {{kind: rle, flow_layers: 2, flow_hidden: 4}}
+model: {{backbone: mobilenet, output_layer: conv1_relu}}
+loss: {{kind: rle, flow_layers: 1, flow_hidden: 4}}
 train:
   batch_size: 4
   epochs: 3
   drop_epochs: [1, 2]
   evaluate_every: 2
-  drawn_people: 3
+  drawn_people: 2
 evaluate: {{batch_size: 4}}
 """
 
@@ -171,8 +178,10 @@ def assert_same_state(found: RunFolder, expected: RunFolder) -> None:
 
 def test_what_a_run_leaves_behind(run):
     names = {path.name for path in run.folder.path.iterdir()}
-    assert names == {"config.yaml", "checkpoints", "tensorboard", "history.jsonl", "regressor.keras",
-                     "density.json", "metrics.json", "results.json"}  # fmt: skip
+    assert names == {
+        "config.yaml", "checkpoints", "tensorboard", "history.jsonl", "regressor.keras",
+        "density.json", "metrics.json", "results.json",
+    }  # fmt: skip
     config, regressor = run.folder.load()
     assert config == run.config
     assert regressor.output["mu"].shape == (None, 17, 2)
@@ -217,7 +226,7 @@ def test_tensorboard_gets_scalars_and_pictures(run):
     drawn = tags["drawings/validation people"]
     assert [event.step for event in drawn] == list(range(EPOCHS))
     width, height, picture = drawn[-1].tensor_proto.string_val
-    assert picture.startswith(b"\x89PNG") and int(width) > 3 * int(height) / 2
+    assert picture.startswith(b"\x89PNG") and int(width) > int(height) > 384
 
 
 def test_the_learning_rate_drops_after_the_named_epochs(run):
@@ -328,9 +337,8 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(run, estimator, tmp_pa
         assert checkpoints.restore(estimator) == 2 * STEPS
     assert f"{newest} cannot be read, trying the one before" in caplog.text
     assert int(estimator.optimizer.iterations.numpy()) == 2 * STEPS
-    expected = contents(older)["regressor/layers/functional/layers/conv2d/vars/0"]
-    backbone = estimator.regressor.get_layer("backbone")
-    np.testing.assert_array_equal(backbone.get_layer("conv1").kernel.numpy(), expected)
+    kernel = estimator.regressor.get_layer("backbone").get_layer("conv1").kernel.numpy()
+    assert any(np.array_equal(kernel, value) for value in contents(older).values())
 
     damage(older, how)
     with pytest.raises(ModelError) as error:
@@ -366,7 +374,11 @@ def test_a_loss_that_is_no_number_stops_the_run(coco, tmp_path):
         r"is good; try a lower train\.learning_rate or a train\.clip_norm"
     )
     with pytest.raises(ModelError, match=message):
-        train(config_for(coco), folder.path, callbacks=[AtStep(STEPS + 1, spoil)])
+        train(
+            config_for(coco, "train.drawn_people=0"),
+            folder.path,
+            callbacks=[AtStep(STEPS + 1, spoil)],
+        )
     assert folder.checkpoints.steps() == [STEPS]
     [checkpoint] = folder.checkpoints.folder.iterdir()
     assert all(np.isfinite(value).all() for value in contents(checkpoint).values())
@@ -427,9 +439,7 @@ def test_two_replicas_train_and_are_resumed(run, coco, tmp_path):
     assert lines[0]["loss"] == pytest.approx(first["loss"], rel=0.05)
 
 
-def test_drawn_people_may_be_none_and_boxes_tiny(run, coco):
-    from rle_tf.training import draw_people
-
+def test_a_tiny_box_can_be_drawn(run, coco):
     source = CocoSource(coco / "annotations/person_keypoints_val2017.json", coco / "val2017")
     source.records.boxes_xyxy[0] = [10.6, 10.6, 10.8, 10.8]
     sheet = draw_people(
