@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Annotated
@@ -72,6 +73,7 @@ def demo(
 
     Needs no data. An interrupted demo goes on where it stopped.
     """
+    _start_tensorflow()
     from rle_tf.config import load_config
     from rle_tf.training import RunFolder, draw_people
 
@@ -100,6 +102,7 @@ def train(
 
     Ctrl-C leaves a usable run; --resume goes on from it.
     """
+    _start_tensorflow()
     config = _config(recipe, data_root, overrides)
     _train(config, out or Path("runs") / config.name, resume)
 
@@ -114,6 +117,7 @@ def evaluate(
     overrides: Overrides = None,
 ) -> None:
     """Scores a trained regressor and writes metrics.json and results.json."""
+    _start_tensorflow()
     from rle_tf.training import RunFolder, evaluate_run, load_regressor
 
     folder = RunFolder(run)
@@ -151,6 +155,7 @@ def predict(
     ] = False,
 ) -> None:
     """Predicts poses in photographs and draws them with their uncertainty."""
+    _start_tensorflow()
     from rle_tf.prediction import load_predictor, predict_images, read_boxes
 
     predictor = load_predictor(model, flip_test)
@@ -174,6 +179,7 @@ def export(
     litert: Annotated[bool, typer.Option(help="Also write a .tflite file.")] = True,
 ) -> None:
     """Exports the regressor alone, as SavedModel and LiteRT: OUT/NAME/VERSION."""
+    _start_tensorflow()
     _export(run, out, name, litert)
 
 
@@ -193,6 +199,29 @@ def main() -> None:
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted")
         sys.exit(130)
+
+
+def _start_tensorflow() -> None:
+    """Imports TensorFlow and finds its devices without the notes that it writes meanwhile.
+
+    They come from below Python, before any log level counts. Where the start fails they are shown.
+    """
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as notes:
+        os.dup2(notes.fileno(), 2)
+        try:
+            import tensorflow as tf
+
+            gpus = tf.config.list_physical_devices("GPU")
+        except BaseException:
+            notes.seek(0)
+            os.write(terminal, notes.read())
+            raise
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+    CONSOLE.print(f"[dim]on {len(gpus)} GPUs" if gpus else "[dim]on the CPU: no GPU was found")
 
 
 def _plain(error: Exception) -> str:

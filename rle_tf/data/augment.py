@@ -26,7 +26,7 @@ class Augmentation(BaseModel):
         half_body_margin: The factor on the half's own box.
     """
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
     flip_probability: float = Field(0.5, ge=0, le=1)
     scale_range: tuple[float, float] = (0.75, 1.25)

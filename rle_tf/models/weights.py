@@ -57,7 +57,9 @@ def load_weights(backbone: keras.Model, name: str, weights: str | Path) -> None:
         ModelError: if a download fails, or a file is absent, of another kind or unreadable, lacks
             a variable or holds one of another shape.
     """
-    source, values = _imagenet(name) if str(weights) == "imagenet" else _read(Path(weights))
+    source, values = (
+        _imagenet(name) if str(weights) == "imagenet" else _read(Path(weights).expanduser())
+    )
 
     found, problems = {}, []
     for layer in backbone.layers:
