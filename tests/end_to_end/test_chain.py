@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +107,38 @@ def test_evaluating_with_another_skeleton_is_refused(demo):
     message = rle_tf(folder, "evaluate", "other", status=1)
     assert "gives 14 joints; expected the 17 of skeleton 'coco17'" in message
     assert "Traceback" not in message
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_run_that_is_usable_and_goes_on(demo):
+    folder, _ = demo
+    recipe = REPOSITORY / "configs" / "demo.yaml"
+    small = [*SMALL[:-1], "train.epochs=400", "--set", "data.source.root=runs/demo-data"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rle_tf", "train", recipe, "--out", "cut", *small],
+        cwd=folder,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    deadline = time.monotonic() + 300
+    while not list((folder / "cut").glob("checkpoints/step_*")):
+        assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, printed
+    assert "--resume" in printed and "Traceback" not in printed
+
+    image = next((folder / "runs/demo-data/val2017").glob("*.jpg"))
+    rle_tf(folder, "predict", "cut", image, "--out", "poses_cut")
+    done = len((folder / "cut/history.jsonl").read_text().splitlines())
+    small[small.index("train.epochs=400")] = f"train.epochs={done + 2}"
+    rle_tf(folder, "train", recipe, "--out", "cut", "--resume", *small)
+    epochs = [json.loads(line)["epoch"] for line in (folder / "cut/history.jsonl").open()]
+    assert epochs == list(range(1, done + 3))
+    assert (folder / "cut/metrics.json").is_file()
 
 
 @pytest.mark.slow
