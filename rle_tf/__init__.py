@@ -35,7 +35,7 @@ _HOMES = {
     "RunConfig": "config",
     "load_config": "config",
     "train": "training",
-    "load_regressor": "training",
+    "load_regressor": "run_folder",
     "evaluate": "evaluation",
     "predict_poses": "evaluation",
     "export_savedmodel": "export.savedmodel",

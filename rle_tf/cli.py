@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -74,11 +75,12 @@ def demo(
     Needs no data. An interrupted demo goes on where it stopped.
     """
     _start_tensorflow()
+    from rle_tf.callbacks import draw_people
     from rle_tf.config import load_config
-    from rle_tf.training import RunFolder, draw_people
+    from rle_tf.run_folder import RunFolder
 
     config = load_config(RECIPES / "demo.yaml", overrides or [])
-    _train(config, out, resume=(out / "config.yaml").exists())
+    _train(config, out, resume=(out / "config.yaml").exists(), again="the same command")
     folder = RunFolder(out)
     config, regressor = folder.load()
     people = config.open_source("val").take(slice(12))
@@ -88,11 +90,14 @@ def demo(
     _export(out, models, None, litert=True)
 
 
-@app.command(
-    epilog=_example("train configs/coco_sample.yaml --data-root ~/coco --out runs/sample")
-)
+@app.command(epilog=_example("train configs/coco_sample.yaml --data-root ~/coco --out runs/sample"))
 def train(
-    recipe: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML recipe.")],
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CONFIG", help="A YAML recipe, or the name of one that comes with rle-tf."
+        ),
+    ],
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/NAME.")] = None,
     data_root: DataRoot = None,
     overrides: Overrides = None,
@@ -104,7 +109,8 @@ def train(
     """
     _start_tensorflow()
     config = _config(recipe, data_root, overrides)
-    _train(config, out or Path("runs") / config.name, resume)
+    out = out or Path("runs") / config.name
+    _train(config, out, resume, f"rle-tf train {out / 'config.yaml'} --out {out} --resume")
 
 
 @app.command(epilog=_example("evaluate runs/sample --set evaluate.boxes=detections"))
@@ -118,7 +124,8 @@ def evaluate(
 ) -> None:
     """Scores a trained regressor and writes metrics.json and results.json."""
     _start_tensorflow()
-    from rle_tf.training import RunFolder, evaluate_run, load_regressor
+    from rle_tf.run_folder import RunFolder, load_regressor
+    from rle_tf.training import evaluate_run
 
     folder = RunFolder(run)
     if not folder.config.is_file():
@@ -127,10 +134,11 @@ def evaluate(
     regressor = load_regressor(folder.regressor)
     target = RunFolder(out or run)
     target.path.mkdir(parents=True, exist_ok=True)
+    source = config.open_source("val")
     with _progress() as progress:
-        task = progress.add_task("evaluate", total=None, status="")
+        task = progress.add_task("evaluate", total=len(source.records), status="")
         scores = evaluate_run(
-            target, config, regressor, lambda people: progress.advance(task, people)
+            target, config, regressor, source, lambda people: progress.advance(task, people)
         )
     _print_scores(scores, f"{run}, {config.evaluate.boxes} boxes")
     CONSOLE.print(f"written: {target.metrics} and {target.results}")
@@ -194,11 +202,9 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except RLEError as error:
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {_plain(error)}")
-        sys.exit(1)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted")
-        sys.exit(130)
+        _fail(str(error))
+    except OSError as error:  # a folder that cannot be written, a full disk
+        _fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
 
 
 def _start_tensorflow() -> None:
@@ -224,18 +230,22 @@ def _start_tensorflow() -> None:
     CONSOLE.print(f"[dim]on {len(gpus)} GPUs" if gpus else "[dim]on the CPU: no GPU was found")
 
 
-def _plain(error: Exception) -> str:
-    return str(error).replace("[", r"\[")
+def _fail(message: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(message)}")
+    sys.exit(1)
 
 
 def _config(recipe: Path, data_root: Path | None, overrides: list[str] | None):
     from rle_tf.config import load_config
 
+    packaged = RECIPES / f"{recipe}.yaml"
+    if not recipe.exists() and packaged.is_file():
+        recipe = packaged
     root = [f"data.source.root={str(data_root)!r}"] if data_root else []
     return load_config(recipe, root + (overrides or []))
 
 
-def _train(config, out: Path, resume: bool) -> None:
+def _train(config, out: Path, resume: bool, again: str) -> None:
     from rle_tf.training import train
 
     CONSOLE.print(
@@ -248,7 +258,8 @@ def _train(config, out: Path, resume: bool) -> None:
                 config, out, resume=resume, callbacks=[_progress_callback(progress, config)]
             )
     except KeyboardInterrupt:
-        CONSOLE.print(f"interrupted; go on with: rle-tf train CONFIG --out {out} --resume")
+        if (out / "config.yaml").exists():
+            CONSOLE.print(f"interrupted; go on with: {again}")
         raise
     _print_scores(scores, f"{config.name}, {config.evaluate.boxes} boxes")
     CONSOLE.print(f"run folder: {out}  (tensorboard --logdir {out})")
@@ -299,12 +310,17 @@ def _progress_callback(progress: Progress, config):
     import keras
 
     class ShowProgress(keras.callbacks.Callback):
-        """A bar an epoch: loss, PCK and mean sigma so far, images a second."""
+        """A bar for the epoch that runs, and a line for each that has ended."""
+
+        def on_train_begin(self, logs=None):
+            self.task = progress.add_task("", total=None, status="")
+
+        def on_train_end(self, logs=None):
+            progress.remove_task(self.task)
 
         def on_epoch_begin(self, epoch, logs=None):
-            self.task = progress.add_task(
-                f"epoch {epoch + 1}/{config.train.epochs}", total=self.params["steps"], status=""
-            )
+            self.name = f"epoch {epoch + 1}/{config.train.epochs}"
+            progress.reset(self.task, description=self.name, total=self.params["steps"], status="")
             self.start = time.monotonic()
 
         def on_train_batch_end(self, batch, logs=None):
@@ -316,7 +332,8 @@ def _progress_callback(progress: Progress, config):
             )
 
         def on_epoch_end(self, epoch, logs=None):
-            progress.update(self.task, status=_summary(logs))
+            seconds = time.monotonic() - self.start
+            progress.console.print(f"{self.name}  {_summary(logs)}  {seconds:.0f} s")
 
     return ShowProgress()
 

@@ -147,7 +147,8 @@ class DataConfig(Section):
         box_margin: Between a person's box and the crop.
         augmentation: Of training crops.
         on_bad_image: `error` stops at an image that cannot be decoded; `skip` decodes all images
-            once at the start and leaves bad ones out, named and counted in the log.
+            once at the start and leaves bad ones out, named and counted in the log. An image that
+            goes bad later stops the run with either.
     """
 
     source: Annotated[CocoData | SyntheticData, Field(discriminator="kind")]

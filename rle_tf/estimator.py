@@ -1,6 +1,7 @@
 """The Keras model that is trained: a regressor and the loss with its flow."""
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from rle_tf.errors import ModelError
@@ -15,7 +16,8 @@ PCK_THRESHOLD = 0.05
 class PoseEstimator(keras.Model):
     """Trains a regressor under a pose loss, whose flow is trained along.
 
-    A plain `keras.Model`: `compile(optimizer)`, then `fit`, `evaluate` and `save` on batches of
+    A plain `keras.Model`: `compile(optimizer)`, then `fit`, `evaluate` and `save`. (Import this
+    class before `keras.saving.load_model` is to find it in a file.) It trains on batches of
     (image, {"keypoints": (B, K, D), "weight": (B, K, D)}). Metrics: `loss`; `pck`, the share of
     supervised joints closer than 5 % of the crop to the target; `sigma`, their mean sigma.
 
@@ -30,7 +32,7 @@ class PoseEstimator(keras.Model):
         flow: The loss's flow, `None` where it has none.
 
     Raises:
-        ModelError: if the regressor's outputs are others.
+        ModelError: if the regressor's outputs are others; in `fit`, if the target is.
     """
 
     def __init__(self, regressor: keras.Model, loss: PoseLoss, name: str = "pose_estimator"):
@@ -43,6 +45,13 @@ class PoseEstimator(keras.Model):
         self._pck = keras.metrics.Mean("pck")
         self._sigma = keras.metrics.Mean("sigma")
         self.build(regressor.input_shape)
+
+    @property
+    def spread(self) -> np.ndarray:
+        """(D,) `RealNVP.spread` of the flow; NaN without one, where sigma is not trained."""
+        if self.flow is None:
+            return np.full(self.regressor.output["mu"].shape[-1], np.nan)
+        return self.flow.spread()
 
     def build(self, input_shape) -> None:
         self.built = True
@@ -74,14 +83,22 @@ class PoseEstimator(keras.Model):
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ) -> tf.Tensor:
+        if not isinstance(y, dict) or not {"keypoints", "weight"} <= set(y):
+            found = sorted(y) if isinstance(y, dict) else f"a {type(y).__name__}"
+            raise ModelError(
+                f"the target of fit and evaluate: found {found}; expected a dict of 'keypoints' "
+                "and 'weight', each (B, K, D)"
+            )
+        # A mask of booleans is a natural weight, which Keras does not convert.
+        target = {key: tf.cast(y[key], tf.float32) for key in ("keypoints", "weight")}
         # The Loss object, not its values: it scales for the number of replicas.
-        loss = self.loss(y, y_pred, sample_weight)
+        loss = self.loss(target, y_pred, sample_weight)
         if self.losses:  # regularisers of the regressor's layers
             loss += super().compute_loss(x, y, y_pred, sample_weight, training)
         return loss
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None) -> dict[str, float]:
-        supervised = y["weight"] > 0
+        supervised = tf.cast(y["weight"], tf.float32) > 0
         labelled = tf.cast(tf.reduce_any(supervised, axis=-1), tf.float32)
         keypoints = tf.cast(y["keypoints"], tf.float32)
         offset = tf.where(supervised, keypoints - y_pred["mu"], 0.0)

@@ -16,13 +16,14 @@ import tensorflow as tf
 from PIL import Image, ImageOps
 
 from rle_tf import geometry
+from rle_tf.data.coco import is_box
 from rle_tf.data.source import Poses
 from rle_tf.drawing import draw_poses
 from rle_tf.errors import DataError, ModelError
 from rle_tf.evaluation import decode, flip_back, forward_function
 from rle_tf.export.savedmodel import read_metadata
+from rle_tf.run_folder import RunFolder
 from rle_tf.skeletons import Skeleton
-from rle_tf.training import RunFolder
 
 LOG = logging.getLogger(__name__)
 
@@ -65,9 +66,7 @@ class Predictor:
             )  # fmt: skip
             crops.append(geometry.warp(pixels, matrix, self.image_size))
         crops = tf.round(tf.reshape(crops, (len(crop_boxes), *self.image_size, 3)))
-        return decode(
-            self.forward(tf.cast(crops, tf.uint8)), crop_boxes, spread=self.spread
-        )
+        return decode(self.forward(tf.cast(crops, tf.uint8)), crop_boxes, spread=self.spread)
 
 
 def load_predictor(model: Path | str, flip_test: bool = False) -> Predictor:
@@ -123,9 +122,7 @@ def _from_savedmodel(folder: Path, flip_test: bool) -> Predictor:
         output = signature(image=crops)
         if not flip_test:
             return output
-        mirrored = flip_back(
-            signature(image=crops[:, :, ::-1]), skeleton.flip_permutation, width
-        )
+        mirrored = flip_back(signature(image=crops[:, :, ::-1]), skeleton.flip_permutation, width)
         return {key: (output[key] + mirrored[key]) / 2 for key in ("mu", "sigma")}
 
     return Predictor(
@@ -172,10 +169,7 @@ def read_boxes(path: Path) -> dict[str, np.ndarray]:
         raise DataError(f"{path}: holds a {type(entries).__name__}; {expected}")
     for name, boxes in entries.items():
         for box in boxes if isinstance(boxes, list) else [boxes]:
-            numbers = isinstance(box, list) and [v for v in box if isinstance(v, int | float)]
-            if not numbers or len(numbers) != 4 or len(box) != 4 or not all(
-                map(math.isfinite, numbers)
-            ):
+            if not is_box(box):
                 raise DataError(f"{path}: '{name}' has the box {box!r:.100}; {expected}")
     return {name: np.array(boxes, float).reshape(-1, 4) for name, boxes in entries.items()}
 
@@ -205,14 +199,15 @@ def predict_images(
     Raises:
         DataError: for an image that cannot be read, or a box without area inside its image.
     """
-    boxes_xywh = dict(boxes_xywh or {})
+    boxes_xywh = boxes_xywh or {}
     out.mkdir(parents=True, exist_ok=True)
-    predictions, names = [], set()
+    predictions, names, used = [], set(), set()
     for path in images:
         image = read_image(path)
         size = np.array([image.shape[1::-1]])
-        whole = np.array([[0.0, 0.0, *size[0]]])
-        boxes = boxes_xywh.pop(str(path), boxes_xywh.pop(path.name, whole))
+        key = next((key for key in (str(path), path.name) if key in boxes_xywh), None)
+        used.add(key)
+        boxes = np.array([[0.0, 0.0, *size[0]]]) if key is None else boxes_xywh[key]
         boxes_xyxy = geometry.clip_boxes(boxes, size)
         empty = (boxes_xyxy[:, 2:] <= boxes_xyxy[:, :2]).any(axis=1)
         if empty.any():
@@ -221,7 +216,13 @@ def predict_images(
                 f"{size[0, 0]}x{size[0, 1]}; expected [left, top, width, height] in pixels"
             )
         poses = predictor(image, boxes_xyxy)
-        drawn = draw_poses(image, poses.keypoints_px, poses.sigma_px, predictor.skeleton)
+        drawn = draw_poses(
+            image,
+            poses.keypoints_px,
+            poses.sigma_px,
+            predictor.skeleton,
+            boxes_xyxy=None if key is None else boxes_xyxy,
+        )
         name = path.stem
         while name in names:  # photographs of one name from several folders
             name += "_"
@@ -232,8 +233,8 @@ def predict_images(
         )
         if on_image:
             on_image(path)
-    if boxes_xywh:
-        LOG.warning("boxes of images that were not given: %s", ", ".join(sorted(boxes_xywh)))
+    if unused := sorted(set(boxes_xywh) - used):
+        LOG.warning("boxes of images that were not given: %s", ", ".join(unused))
     (out / "predictions.json").write_text(json.dumps(predictions, indent=1) + "\n")
     return predictions
 

@@ -1,6 +1,8 @@
 """What the command line says: help, and errors in a line instead of a traceback."""
 
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -100,6 +102,21 @@ def test_metrics_without_ground_truth_say_so():
         cli._print_scores({"AP": 0.5, "APL": float("nan"), "error_px/nose": 3.0}, "title")
     text = captured.get()
     assert "0.500" in text and "no ground truth" in text and "nose" not in text
+
+
+def test_a_recipe_that_comes_with_the_package_is_found_by_its_name(recipe):
+    error = fails("train", "coco_sample", "--data-root", "nowhere")
+    assert type(error) is DataError and "nowhere/annotations" in str(error)
+
+
+def test_a_folder_that_cannot_be_made_is_named(recipe, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["rle-tf", "evaluate", "run", "--out", "tiny.yaml/out"])
+    monkeypatch.setattr("rle_tf.run_folder.load_regressor", lambda path: None)
+    Path("run").mkdir()
+    shutil.copy("tiny.yaml", "run/config.yaml")
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert capsys.readouterr().err.startswith("error: tiny.yaml/out: Not a directory")
 
 
 def test_recipes_lie_where_the_demo_looks():

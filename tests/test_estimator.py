@@ -302,3 +302,23 @@ def test_a_batch_that_replicas_cannot_share():
     with pytest.raises(ConfigError, match=r"batch_size: found 9; expected a multiple of the 2"):
         make_strategy("mirrored", 9)
     assert make_strategy("none", 9).num_replicas_in_sync == 1
+
+
+@pytest.mark.parametrize(
+    ("target", "found"),
+    [
+        (np.zeros((4, JOINTS, 2), "float32"), "found a "),
+        ({"keypoints": np.zeros((4, JOINTS, 2), "float32")}, r"found \['keypoints'\]"),
+    ],
+)
+def test_a_target_of_another_form_is_named(target, found):
+    with pytest.raises(ModelError, match=found + ".*; expected a dict of 'keypoints' and 'weight'"):
+        tiny_estimator().fit(samples(4)[0], target, verbose=0)
+
+
+def test_a_weight_may_be_a_mask():
+    image, target = samples(4)
+    estimator = tiny_estimator()
+    wanted = estimator.evaluate(image, target, return_dict=True, verbose=0)
+    target["weight"] = target["weight"] > 0
+    assert estimator.evaluate(image, target, return_dict=True, verbose=0) == wanted

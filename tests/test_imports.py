@@ -23,6 +23,8 @@ FLOORS = {
     "rle_tf.distribution": 2,
     "rle_tf.estimator": 2,
     "rle_tf.training": 2,
+    "rle_tf.run_folder": 2,
+    "rle_tf.callbacks": 2,
     "rle_tf.evaluation": 2,
     "rle_tf.export": 2,
     "rle_tf.prediction": 2,

@@ -96,6 +96,19 @@ def test_boxes_by_name_without_folder_and_those_left_over(predictor, tmp_path, c
     assert "b.png" in caplog.text
 
 
+def test_boxes_of_images_that_share_a_name(predictor, tmp_path):
+    images = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        images.append(photograph(tmp_path / name / "x.png"))
+    boxes = {"x.png": np.array([[120.0, 30, 60, 70]]), str(images[1]): np.zeros((2, 4)) + 50}
+    first, second = prediction.predict_images(predictor, images, tmp_path / "out", boxes)
+    assert first["people"][0]["box_xywh"] == [120, 30, 60, 70]
+    assert len(second["people"]) == 2
+    both = prediction.predict_images(predictor, images, tmp_path / "o", {"x.png": boxes["x.png"]})
+    assert [entry["people"][0]["box_xywh"] for entry in both] == [[120, 30, 60, 70]] * 2
+
+
 @pytest.mark.parametrize("mode", ["L", "CMYK", "RGBA", "P", "1"])
 def test_images_of_any_mode(tmp_path, mode):
     path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
@@ -156,6 +169,7 @@ def test_boxes_are_read(tmp_path):
         ('{"a.jpg": [[1, 2, 3, "4"]]}', "'a.jpg' has the box"),
         ('{"a.jpg": [[1, 2, 3, NaN]]}', "'a.jpg' has the box"),
         ('{"a.jpg": 7}', "'a.jpg' has the box 7"),
+        ('{"a.jpg": [[1, 2, 3, true]]}', "'a.jpg' has the box"),
     ],
 )
 def test_wrong_boxes_are_named(tmp_path, text, message):

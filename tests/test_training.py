@@ -13,18 +13,13 @@ from PIL import Image
 from pycocotools.coco import COCO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from rle_tf.callbacks import draw_people
 from rle_tf.config import RunConfig, load_config
 from rle_tf.data.coco import CocoSource
 from rle_tf.errors import ConfigError, DataError, ModelError
+from rle_tf.run_folder import Checkpoints, RunFolder, load_regressor
 from rle_tf.skeletons import COCO17
-from rle_tf.training import (
-    Checkpoints,
-    RunFolder,
-    build_estimator,
-    draw_people,
-    load_regressor,
-    train,
-)
+from rle_tf.training import build_estimator, train
 
 TRAIN_PEOPLE, VAL_PEOPLE = 13, 5
 STEPS = 3  # an epoch: 13 people in batches of 4, the rest goes over to the next

@@ -1,6 +1,7 @@
 """People of a COCO keypoint dataset: standard folders, standard JSON, standard score."""
 
 import json
+import logging
 import sys
 from copy import copy
 from functools import cached_property
@@ -13,6 +14,8 @@ from rle_tf.data.source import Poses, Records, check_image_files
 from rle_tf.errors import DataError
 from rle_tf.geometry import clip_boxes
 from rle_tf.skeletons import COCO17, Skeleton
+
+LOG = logging.getLogger(__name__)
 
 # Keypoints are annotated on pixels, and some tools write the far edge as `width`.
 EDGE_TOLERANCE_PX = 1.0
@@ -329,7 +332,7 @@ class CocoSource:
                 wheres.append(where)
         image_ids = [entry["image_id"] for entry in people]
         paths, image_wh = _image_columns(image_ids, image_table)
-        boxes = _clipped_boxes([entry["bbox"] for entry in people], image_wh, wheres)
+        boxes = clip_boxes(np.array([e["bbox"] for e in people], float).reshape(-1, 4), image_wh)
         joints = len(self.skeleton.joints)
         return Records(
             image_paths=paths,
@@ -341,7 +344,18 @@ class CocoSource:
             image_ids=np.array(image_ids, np.int64),
             person_ids=np.full(len(people), -1, np.int64),
             box_scores=np.array([entry["score"] for entry in people], np.float64),
-        )
+        ).take(self._with_area(boxes, wheres))
+
+    def _with_area(self, boxes_xyxy: np.ndarray, wheres: list[str]) -> np.ndarray:
+        """(N,) bool: the boxes that hold pixels. Detectors give others: a pixel wide, outside."""
+        has_area = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(axis=1)
+        if not has_area.all():
+            LOG.warning(
+                "left out %d of %d detections, which have no area inside their images; the first "
+                "is %s",
+                (~has_area).sum(), len(has_area), wheres[int(np.argmin(has_area))],
+            )  # fmt: skip
+        return has_area
 
 
 def _read_json(path: Path, kind: type, expected: str):
@@ -378,8 +392,13 @@ def _image_columns(image_ids: list[int], image_table: dict) -> tuple[np.ndarray,
     return paths, np.array(sizes, np.int32).reshape(-1, 2)
 
 
+def is_box(box) -> bool:
+    """Whether a value from JSON is a list of four finite numbers."""
+    return isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))
+
+
 def _check_box(box, where: str) -> None:
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+    if not is_box(box):
         raise DataError(
             f"{where} has bbox {box!r:.200}; expected four numbers: left, top, width, height"
         )

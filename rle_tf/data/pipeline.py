@@ -29,12 +29,15 @@ REGION_MARGIN_PX = 2
 
 _USABLE = "a whole JPEG, PNG, GIF, BMP or WebP image of the annotated size"
 
-# What reading and decoding raise: damaged; gone; a folder; not ours to read.
+# What reading and decoding raise: damaged; gone; a folder; not ours to read; a network disk away.
 _IMAGE_ERRORS = (
     tf.errors.InvalidArgumentError,
     tf.errors.NotFoundError,
     tf.errors.FailedPreconditionError,
     tf.errors.PermissionDeniedError,
+    tf.errors.DataLossError,
+    tf.errors.UnavailableError,
+    tf.errors.UnknownError,
 )
 
 
@@ -241,7 +244,7 @@ def named_image_errors(records: Records) -> Iterator[None]:
         others = f" ({len(bad)} images have such faults)" if len(bad) > 1 else ""
         raise DataError(
             f"{path}: {why}{others}; expected {_USABLE} "
-            "(data.on_bad_image: skip leaves such images out)"
+            "(a run that is started with data.on_bad_image: skip leaves such images out)"
         ) from error
 
 

@@ -26,7 +26,7 @@ class SyntheticSource(CocoSource):
 
     def __init__(
         self,
-        root: Path,
+        root: Path | str,
         split: Literal["train", "val"],
         *,
         train_people: int,
@@ -37,6 +37,7 @@ class SyntheticSource(CocoSource):
         min_box_score: float = 0.0,
         oks_nms_threshold: float = 0.9,
     ):
+        root = Path(root)
         write_synthetic_coco(
             root,
             train_people=train_people,

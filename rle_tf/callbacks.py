@@ -1,0 +1,150 @@
+"""What happens between the epochs of a training run."""
+
+import json
+from pathlib import Path
+from typing import NoReturn
+
+import keras
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from rle_tf import geometry
+from rle_tf.config import RunConfig
+from rle_tf.data.pipeline import read_crop
+from rle_tf.data.source import Source
+from rle_tf.drawing import contact_sheet, draw_poses
+from rle_tf.errors import ModelError
+from rle_tf.evaluation import evaluate, predict_poses
+from rle_tf.run_folder import Checkpoints, RunFolder, without_nan
+
+# Of each person in a drawn sheet, in pixels.
+DRAWN_HEIGHT = 384
+
+
+class StopAtNaN(keras.callbacks.Callback):
+    """Stops before weights that are no numbers reach a checkpoint."""
+
+    def __init__(self, checkpoints: Checkpoints):
+        super().__init__()
+        self.checkpoints = checkpoints
+
+    def on_train_batch_end(self, batch, logs=None):
+        if not np.isfinite(logs["loss"]):
+            self._stop(f"the loss is {float(logs['loss'])}")
+
+    def on_epoch_end(self, epoch, logs=None):
+        # The loss of an epoch's last step says nothing of what that step made of the weights.
+        for variable in self.model.trainable_variables:
+            if not np.isfinite(variable.numpy()).all():
+                self._stop(f"a value of {variable.path} is no finite number")
+
+    def _stop(self, found: str) -> NoReturn:
+        steps = self.checkpoints.steps()
+        saved = f"the checkpoint of step {steps[-1]} is good" if steps else "nothing was saved"
+        raise ModelError(
+            f"{found} at step {int(self.model.optimizer.iterations.numpy())}; expected a number; "
+            f"{saved}; try a lower train.learning_rate or a train.clip_norm"
+        )
+
+
+class Save(keras.callbacks.Callback):
+    """A checkpoint and the regressor after each epoch: a killed run can be used, too."""
+
+    def __init__(self, folder: RunFolder, keep: int):
+        super().__init__()
+        self.folder = folder
+        self.keep = keep
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.folder.checkpoints.save(self.model, self.keep)
+        self.folder.save_regressor(self.model)
+
+
+class Evaluate(keras.callbacks.Callback):
+    """Adds the dataset's scores to the logs of every `evaluate_every`-th epoch."""
+
+    def __init__(self, config: RunConfig, source: Source):
+        super().__init__()
+        self.config = config
+        self.source = source
+
+    def on_epoch_end(self, epoch, logs=None):
+        every = self.config.train.evaluate_every
+        if every and (epoch + 1) % every == 0:
+            scores, _ = evaluate(
+                self.model.regressor,
+                self.source,
+                self.config.data.input_format,
+                batch_size=self.config.evaluate.batch_size,
+                flip_test=self.config.evaluate.flip_test,
+            )
+            logs.update({f"val_{name}": value for name, value in scores.items()})
+
+
+class History(keras.callbacks.Callback):
+    """A line of JSON an epoch; a resumed run goes on in the same file."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path = path
+
+    def on_epoch_end(self, epoch, logs=None):
+        line = {"epoch": epoch + 1} | without_nan(logs)
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+class Drawings(keras.callbacks.Callback):
+    """A few validation people with the poses predicted for them, for TensorBoard."""
+
+    def __init__(self, log_dir: Path, config: RunConfig, source: Source):
+        super().__init__()
+        self.writer = tf.summary.create_file_writer(str(log_dir / "drawings"))
+        self.config = config
+        count = min(config.train.drawn_people, len(source.records))
+        # Spread over the dataset: neighbours are often of one photograph.
+        rows = np.linspace(0, len(source.records) - 1, count).astype(int)
+        self.source = source.take(rows)
+
+    def on_epoch_end(self, epoch, logs=None):
+        if not len(self.source.records):
+            return
+        sheet = draw_people(self.model.regressor, self.source, self.config, self.model.spread)
+        with self.writer.as_default(step=epoch):
+            tf.summary.image("validation people", np.asarray(sheet)[None])
+        self.writer.flush()
+
+
+def draw_people(
+    regressor: keras.Model, source: Source, config: RunConfig, spread: np.ndarray
+) -> Image.Image:
+    """A sheet of the crops of all people of a source with their predicted poses."""
+    poses = predict_poses(
+        regressor,
+        source.records,
+        source.skeleton,
+        config.data.input_format,
+        flip_test=False,
+        spread=spread,
+    )
+    cells = []
+    for row, box in enumerate(poses.crop_boxes_xyxy.astype(np.float32)):
+        scale = DRAWN_HEIGHT / (box[3] - box[1])
+        size = (DRAWN_HEIGHT, round(float((box[2] - box[0]) * scale)))
+        matrix = geometry.crop_affine(
+            tf.constant((box[:2] + box[2:]) / 2), tf.constant(box[2:] - box[:2]), 0.0, size
+        )
+        # As the regressor saw it, a region alone: the rest of the file may be damaged.
+        crop = read_crop(
+            source.records.image_paths[row], source.records.image_wh[row], matrix, size
+        )
+        cells.append(
+            draw_poses(
+                tf.cast(tf.round(crop), tf.uint8).numpy(),
+                (poses.keypoints_px[[row]] - box[:2]) * scale,
+                poses.sigma_px[[row]] * scale,
+                source.skeleton,
+            )
+        )
+    return contact_sheet(cells, columns=4)

@@ -1,0 +1,170 @@
+"""What a training run leaves on disk: config, checkpoints, regressor and scores."""
+
+import json
+import logging
+import os
+import re
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from rle_tf.config import RunConfig, load_config
+from rle_tf.errors import ModelError
+from rle_tf.estimator import PoseEstimator, check_outputs
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Files of a run.
+
+    `config.yaml` (resolved), `checkpoints/`, `tensorboard/`, `history.jsonl` (a line an epoch),
+    `regressor.keras`, `density.json` (what is left of the flow), `metrics.json` and `results.json`
+    (the dataset's submission format).
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def regressor(self) -> Path:
+        return self.path / "regressor.keras"
+
+    @property
+    def density(self) -> Path:
+        return self.path / "density.json"
+
+    @property
+    def history(self) -> Path:
+        return self.path / "history.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.json"
+
+    @property
+    def results(self) -> Path:
+        return self.path / "results.json"
+
+    @cached_property
+    def checkpoints(self) -> "Checkpoints":
+        return Checkpoints(self.path / "checkpoints")
+
+    def load(self) -> tuple[RunConfig, keras.Model]:
+        """The resolved config and the regressor.
+
+        Raises:
+            ModelError: if there is no finished or interrupted run.
+        """
+        for file in (self.config, self.regressor):
+            if not file.is_file():
+                raise ModelError(f"{file}: no such file; expected the folder of a training run")
+        return load_config(self.config), load_regressor(self.regressor)
+
+    @property
+    def spread(self) -> np.ndarray:
+        """(D,) of the flow, by which an expected error is more than sigma; NaN without a flow.
+
+        Raises:
+            ModelError: if it has not been written.
+        """
+        if not self.density.is_file():
+            raise ModelError(f"{self.density}: no such file; expected the folder of a run")
+        return np.array(json.loads(self.density.read_text())["spread"], float)
+
+    def save_regressor(self, estimator: PoseEstimator) -> None:
+        """Writes `regressor.keras` and `density.json`.
+
+        An older regressor stays until the new one is whole.
+        """
+        unfinished = self.path / f"unfinished_{os.getpid()}.keras"
+        estimator.regressor.save(unfinished)
+        os.replace(unfinished, self.regressor)
+        spread = [None if np.isnan(value) else float(value) for value in estimator.spread]
+        self.density.write_text(json.dumps({"spread": spread}) + "\n")
+
+    def write_scores(self, scores: dict[str, float], results: list[dict]) -> None:
+        """Writes `metrics.json` and `results.json`."""
+        self.metrics.write_text(json.dumps(without_nan(scores), indent=2) + "\n")
+        self.results.write_text(json.dumps(results))
+
+
+def without_nan(scores: dict[str, float]) -> dict[str, float | None]:
+    """A metric without ground truth is NaN, which JSON does not know."""
+    return {key: None if np.isnan(value) else float(value) for key, value in scores.items()}
+
+
+def load_regressor(path: Path) -> keras.Model:
+    """A saved regressor.
+
+    Raises:
+        ModelError: if the file is no Keras model with the regressor's outputs.
+    """
+    try:
+        regressor = keras.saving.load_model(path, compile=False)
+    except (ValueError, TypeError, OSError, KeyError) as error:
+        raise ModelError(f"{path}: cannot be read as a Keras model: {error}") from None
+    check_outputs(regressor, f"{path}:")
+    return regressor
+
+
+class Checkpoints:
+    """Weights, optimizer and flow after some steps, one file each, the newest last.
+
+    A file is written beside its final name and renamed, so what carries the name is whole.
+    """
+
+    PATTERN = re.compile(r"step_(\d+)\.weights\.h5")
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def steps(self) -> list[int]:
+        """The steps that there are files of, in order."""
+        names = os.listdir(self.folder) if self.folder.is_dir() else []
+        return sorted(int(match[1]) for name in names if (match := self.PATTERN.fullmatch(name)))
+
+    def save(self, estimator: PoseEstimator, keep: int) -> None:
+        """Writes a checkpoint of the optimizer's step and removes all but the `keep` newest."""
+        step = int(estimator.optimizer.iterations.numpy())
+        self.folder.mkdir(parents=True, exist_ok=True)
+        unfinished = self.folder / f"unfinished_{os.getpid()}.weights.h5"
+        estimator.save_weights(unfinished)
+        os.replace(unfinished, self._file(step))
+        for old in self.steps()[:-keep]:
+            self._file(old).unlink()
+
+    def restore(self, estimator: PoseEstimator) -> int:
+        """Loads the newest readable checkpoint and returns its step; 0 where there is none.
+
+        Raises:
+            ModelError: if there are checkpoints and none can be read.
+        """
+        problems = []
+        for step in reversed(self.steps()):
+            file = self._file(step)
+            try:
+                with warnings.catch_warnings():
+                    # Where the file lacks a layer, Keras warns and leaves what is there.
+                    warnings.simplefilter("error", UserWarning)
+                    estimator.load_weights(file)
+            except (OSError, ValueError, KeyError, UserWarning) as error:
+                reason = str(error).partition("\n")[0]
+                problems.append(f"{file}: {reason}")
+                LOG.warning("%s cannot be read, trying the one before: %s", file, reason)
+            else:
+                return step
+        if problems:
+            raise ModelError("; ".join(problems) + "; expected a checkpoint of this config's model")
+        return 0
+
+    def _file(self, step: int) -> Path:
+        return self.folder / f"step_{step:08d}.weights.h5"
