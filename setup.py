@@ -1,4 +1,5 @@
-"""Packaging of rle-tf. Lower bounds are the versions that the tests have passed with."""
+"""Packaging of rle-tf. The tests run with the newest versions; of TensorFlow's family, which breaks
+most often, the lower bounds are the versions that they have passed with."""
 
 import re
 from pathlib import Path
@@ -8,7 +9,7 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "rle_tf/__init__.py").read_text())[1]
 
-TEST = ["pytest>=8.0", "opencv-python-headless>=4.9"]
+TEST = ["pytest>=8.0", "pytest-xdist>=3.6", "opencv-python-headless>=4.9"]
 
 setup(
     name="rle-tf",
@@ -23,10 +24,10 @@ setup(
     package_dir={"rle_tf.configs": "configs"},
     package_data={"rle_tf.configs": ["*.yaml"]},
     install_requires=[
-        "tensorflow>=2.20",
-        "keras>=3.12",
+        "tensorflow>=2.21",
+        "keras>=3.15",
         "tensorflow-probability>=0.25",
-        "tf-keras>=2.20",  # tensorflow-probability 0.25 does not import without it
+        "tf-keras>=2.21",  # tensorflow-probability 0.25 does not import without it
         "numpy>=1.26",
         "pycocotools>=2.0.8",
         "pydantic>=2.9",
@@ -42,7 +43,7 @@ setup(
     extras_require={
         "test": TEST,
         "dev": [*TEST, "ruff>=0.9"],
-        "cuda": ["tensorflow[and-cuda]>=2.20"],
+        "cuda": ["tensorflow[and-cuda]>=2.21"],
     },
     entry_points={"console_scripts": ["rle-tf = rle_tf.cli:main"]},
 )

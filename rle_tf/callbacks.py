@@ -78,6 +78,7 @@ class Evaluate(keras.callbacks.Callback):
                 self.config.data.input_format,
                 batch_size=self.config.evaluate.batch_size,
                 flip_test=self.config.evaluate.flip_test,
+                spread=self.model.spread,
             )
             logs.update({f"val_{name}": value for name, value in scores.items()})
 

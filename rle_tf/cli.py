@@ -138,7 +138,12 @@ def evaluate(
     with _progress() as progress:
         task = progress.add_task("evaluate", total=len(source.records), status="")
         scores = evaluate_run(
-            target, config, regressor, source, lambda people: progress.advance(task, people)
+            target,
+            config,
+            regressor,
+            source,
+            folder.spread,
+            lambda people: progress.advance(task, people),
         )
     _print_scores(scores, f"{run}, {config.evaluate.boxes} boxes")
     CONSOLE.print(f"written: {target.metrics} and {target.results}")

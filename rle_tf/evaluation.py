@@ -152,12 +152,13 @@ def evaluate(
     *,
     batch_size: int = 64,
     flip_test: bool = True,
+    spread: Sequence[float] = UNIT_SPREAD,
     on_batch: Callable[[int], None] | None = None,
 ) -> tuple[dict[str, float], list[dict]]:
     """Scores a regressor on all people of a source.
 
     Args:
-        on_batch: As in `predict_poses`.
+        spread, on_batch: As in `predict_poses`.
 
     Returns:
         The source's metrics, and the predictions in its submission format.
@@ -172,6 +173,7 @@ def evaluate(
         input_format,
         batch_size=batch_size,
         flip_test=flip_test,
+        spread=spread,
         on_batch=on_batch,
     )
     return source.score(poses), source.results(poses)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import keras
+import numpy as np
 
 from rle_tf.callbacks import Drawings, Evaluate, History, Save, StopAtNaN
 from rle_tf.config import RunConfig, load_config
@@ -139,7 +140,7 @@ def train(
         folder.save_regressor(estimator)
         raise
     folder.save_regressor(estimator)
-    return evaluate_run(folder, config, estimator.regressor, scored)
+    return evaluate_run(folder, config, estimator.regressor, scored, estimator.spread)
 
 
 def evaluate_run(
@@ -147,6 +148,7 @@ def evaluate_run(
     config: RunConfig,
     regressor: keras.Model,
     source: Source,
+    spread: np.ndarray,
     on_batch: Callable[[int], None] | None = None,
 ) -> dict[str, float]:
     """Scores a regressor as `config.evaluate` says and writes the scores into the run folder.
@@ -156,7 +158,7 @@ def evaluate_run(
         config: The run.
         regressor: What is scored.
         source: Whom it is scored on, `config.open_source("val")`.
-        on_batch: As in `evaluation.predict_poses`.
+        spread, on_batch: As in `evaluation.predict_poses`.
     """
     scores, results = evaluate(
         regressor,
@@ -164,6 +166,7 @@ def evaluate_run(
         config.data.input_format,
         batch_size=config.evaluate.batch_size,
         flip_test=config.evaluate.flip_test,
+        spread=spread,
         on_batch=on_batch,
     )
     folder.write_scores(scores, results)

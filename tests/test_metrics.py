@@ -13,6 +13,7 @@ from rle_tf.metrics import (
     AP_NAMES,
     coco_from_dict,
     coco_keypoint_ap,
+    coverage,
     oks,
     oks_nms,
     per_joint_error,
@@ -353,3 +354,24 @@ def test_per_joint_error_refuses_a_person_without_area():
 def test_metrics_do_not_import_tensorflow():
     check = "import sys, rle_tf.metrics; sys.exit('tensorflow' in sys.modules)"
     subprocess.run([sys.executable, "-c", check], check=True)
+
+
+def test_coverage_counts_the_labelled_coordinates_within_sigma():
+    target = np.zeros((1, 3, 2))
+    predicted = np.array([[[1.0, -3.0], [0.5, 0.5], [np.nan, 99.0]]])
+    sigma = np.array([[[2.0, 2.0], [1.0, 0.4], [np.nan, 1.0]]])
+    labelled = np.array([[True, True, False]])
+    assert coverage(predicted, target, sigma, labelled) == 0.5
+    assert coverage(predicted, target, sigma, labelled, factor=2) == 1.0
+    assert np.isnan(coverage(predicted, target, sigma, [[True, True, True]]))
+    assert np.isnan(coverage(predicted, target, sigma, np.zeros((1, 3), bool)))
+
+
+def test_coverage_of_normal_errors_is_the_normal_s():
+    rng = np.random.default_rng(0)
+    sigma = rng.uniform(1, 5, (5000, 4, 2))
+    predicted = rng.normal(scale=sigma)
+    everybody = np.ones((5000, 4), bool)
+    for factor, share in ((1, 0.6827), (2, 0.9545)):
+        found = coverage(predicted, np.zeros_like(sigma), sigma, everybody, factor)
+        assert found == pytest.approx(share, abs=0.01)

@@ -110,11 +110,12 @@ class CocoSource:
         if self.detections:
             rows = self._after_nms(poses)
         joints = np.concatenate([poses.keypoints_px, poses.joint_scores[..., None]], axis=-1)
+        flat = joints.reshape(len(joints), 3 * len(self.skeleton.joints)).round(3).tolist()
         return [
             {
                 "image_id": int(self.records.image_ids[row]),
                 "category_id": self.category_id,
-                "keypoints": [round(float(value), 3) for value in joints[row].ravel()],
+                "keypoints": flat[row],
                 "score": float(poses.person_scores[row]),
             }
             for row in rows
@@ -124,8 +125,9 @@ class CocoSource:
         """COCO's AP and AR and, where the people are annotated, how far their joints are off.
 
         Returns:
-            `AP`, `AP50`, ..., `ARL`; `PCK@0.1` (of the longer side of the box), `error_px` and
-            `error_px/JOINT`. NaN where there is no ground truth (no person of that size, say).
+            `AP`, `AP50`, ..., `ARL`; `PCK@0.1` (of the longer side of the box), `error_px`,
+            `error_px/JOINT`, and `within_1_sigma` and `within_2_sigma` (`metrics.coverage`). NaN
+            where there is no ground truth (no person of that size, say).
         """
         scores = metrics.coco_keypoint_ap(
             self.ground_truth, self.results(poses), np.asarray(self.skeleton.oks_sigmas)
@@ -142,6 +144,11 @@ class CocoSource:
             )
             scores["PCK@0.1"] = error["mean_pck"]
             scores["error_px"] = error["mean_error_px"]
+            compared = (poses.keypoints_px, records.keypoints[..., :2], poses.sigma_px)
+            for factor in (1, 2):
+                scores[f"within_{factor}_sigma"] = metrics.coverage(
+                    *compared, records.labelled, factor
+                )
             joints = zip(self.skeleton.joints, error["error_px"], strict=True)
             scores |= {f"error_px/{joint}": float(value) for joint, value in joints}
         return scores
