@@ -246,7 +246,8 @@ def _config(recipe: Path, data_root: Path | None, overrides: list[str] | None):
     packaged = RECIPES / f"{recipe}.yaml"
     if not recipe.exists() and packaged.is_file():
         recipe = packaged
-    root = [f"data.source.root={str(data_root)!r}"] if data_root else []
+    # Absolute: the run's config is read from other folders, too.
+    root = [f"data.source.root={str(data_root.expanduser().resolve())!r}"] if data_root else []
     return load_config(recipe, root + (overrides or []))
 
 
