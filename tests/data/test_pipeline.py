@@ -424,7 +424,8 @@ def test_a_bad_image_is_named(write_coco, damage, training):
         batches = evaluation_batches(records, COCO17, SMALL, batch_size=2)
     pattern = (
         f"^{re.escape(str(bad))}: {why}; expected a whole JPEG, PNG, GIF, BMP or WebP image of the "
-        r"annotated size \(a run that is started with data.on_bad_image: skip leaves such images out\)$"
+        r"annotated size \(a run that is started with data.on_bad_image: skip leaves such images "
+        r"out\)$"
     )
     with pytest.raises(DataError, match=pattern), named_image_errors(records):
         for _ in batches:
