@@ -338,6 +338,11 @@ class CocoSource:
                 people.append(entry)
                 wheres.append(where)
         image_ids = [entry["image_id"] for entry in people]
+        if len(set(image_ids)) < len(image_table) / 2:
+            LOG.warning(
+                "%s: has people in %d of %d images; those annotated in the others count as missed",
+                self.detections, len(set(image_ids)), len(image_table),
+            )  # fmt: skip
         paths, image_wh = _image_columns(image_ids, image_table)
         boxes = clip_boxes(np.array([e["bbox"] for e in people], float).reshape(-1, 4), image_wh)
         joints = len(self.skeleton.joints)

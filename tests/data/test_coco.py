@@ -236,6 +236,12 @@ def test_no_detections_are_no_results(write_coco):
     assert source.score(true_poses(source.records))["AP"] == 0
 
 
+def test_detections_of_few_images_are_told(write_coco, caplog):
+    annotations, images = write_coco()
+    CocoSource(annotations, images, detections=write_detections(annotations, [detection()]))
+    assert "has people in 1 of 3 images; those annotated in the others count" in caplog.text
+
+
 def test_detections_without_area_are_left_out_and_counted(write_coco, caplog):
     """Detectors give them: a pixel wide, or outside the image."""
     annotations, images = write_coco()

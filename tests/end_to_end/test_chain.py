@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,7 +95,8 @@ def test_evaluating_with_another_skeleton_is_refused(demo):
     folder, _ = demo
     other = folder / "other"
     other.mkdir()
-    (other / "config.yaml").write_text((folder / "runs/demo/config.yaml").read_text())
+    for name in ("config.yaml", "density.json"):
+        shutil.copy(folder / "runs/demo" / name, other / name)
     subprocess.run(
         [
             sys.executable, "-c",
