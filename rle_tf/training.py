@@ -95,9 +95,10 @@ def train(
     held_out = validation.records.take(slice(len(validation.records) // replicas * replicas))
     callbacks = [
         StopAtNaN(folder.checkpoints),
-        Save(folder, config.train.keep_checkpoints),
         Evaluate(config, validation),
         History(folder.history),
+        # After the history: an epoch that is saved has its line, also where Ctrl-C comes between.
+        Save(folder, config.train.keep_checkpoints),
         keras.callbacks.TensorBoard(folder.path / "tensorboard", write_graph=False),
         Drawings(folder.path / "tensorboard", config, validation),
         *(callbacks or []),
