@@ -171,7 +171,7 @@ data:
                   half_body_probability: 0.0}}
 model: {{backbone: resnet18, output_layer: layer3_1_out, head: soft_argmax}}
 loss: {{kind: rle, convention: official}}
-train: {{batch_size: 16, epochs: 130, learning_rate: 1e-3, drop_epochs: [90, 115], drawn_people: 0}}
+train: {{batch_size: 16, epochs: 240, learning_rate: 1e-3, drop_epochs: [180, 220], drawn_people: 0}}
 evaluate: {{flip_test: false}}
 """
     )
