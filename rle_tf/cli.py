@@ -339,7 +339,8 @@ def _progress_callback(progress: Progress, config):
 
         def on_epoch_end(self, epoch, logs=None):
             seconds = time.monotonic() - self.start
-            progress.console.print(f"{self.name}  {_summary(logs)}  {seconds:.0f} s")
+            line = f"{self.name}  {_summary(logs)}  {seconds:.0f} s"
+            progress.console.print(line, soft_wrap=True)
 
     return ShowProgress()
 

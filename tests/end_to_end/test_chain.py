@@ -101,7 +101,7 @@ def test_evaluating_with_another_skeleton_is_refused(demo):
         [
             sys.executable, "-c",
             "from rle_tf import LSP14, build_regressor;"
-            "model = build_regressor('mobilenet_v3_small', LSP14, 2, (64, 64));"
+            "model = build_regressor('mobilenet_v3_small', LSP14, 2, (64, 32));"
             "model.save('other/regressor.keras')",
         ],
         cwd=folder, check=True, capture_output=True,
@@ -159,19 +159,25 @@ def test_32_real_people_are_learned_by_heart(coco_sample, tmp_path):
     assert len(chosen) == 32
     dataset["annotations"] = chosen
     dataset["images"] = [i for i in dataset["images"] if i["id"] in {c["image_id"] for c in chosen}]
-    (tmp_path / "people.json").write_text(json.dumps(dataset))
-    split = f"{{annotations: {tmp_path}/people.json, images: {coco_sample}/train2017}}"
+    (tmp_path / "val.json").write_text(json.dumps(dataset))
+    # An epoch of one batch would be over before it has begun: everybody eight times.
+    dataset["annotations"] = [{**c, "id": 1 + n} for n, c in enumerate(chosen * 8)]
+    (tmp_path / "train.json").write_text(json.dumps(dataset))
+    train, val = (
+        f"{{annotations: {tmp_path}/{split}.json, images: {coco_sample}/train2017}}"
+        for split in ("train", "val")
+    )
     (tmp_path / "overfit.yaml").write_text(
         f"""
 name: overfit
 data:
-  source: {{kind: coco, root: "/", train: {split}, val: {split}}}
+  source: {{kind: coco, root: "/", train: {train}, val: {val}}}
   image_size: [96, 96]
   augmentation: {{flip_probability: 0.0, scale_range: [1.0, 1.0], rotation_deg: 0.0,
                   half_body_probability: 0.0}}
 model: {{backbone: resnet18, output_layer: layer3_1_out, head: soft_argmax}}
 loss: {{kind: rle, convention: official}}
-train: {{batch_size: 16, epochs: 240, learning_rate: 1e-3, drop_epochs: [180, 220], drawn_people: 0}}
+train: {{batch_size: 16, epochs: 30, learning_rate: 1e-3, drop_epochs: [22, 28], drawn_people: 0}}
 evaluate: {{flip_test: false}}
 """
     )
