@@ -203,7 +203,8 @@ def main() -> None:
         format="%(message)s",
         handlers=[RichHandler(console=CONSOLE, show_path=False, show_time=False)],
     )
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    for library in ("absl", "tensorflow"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     try:
         app(standalone_mode=True)
     except RLEError as error:
