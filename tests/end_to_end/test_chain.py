@@ -138,7 +138,8 @@ def test_ctrl_c_leaves_a_run_that_is_usable_and_goes_on(demo):
     done = len((folder / "cut/history.jsonl").read_text().splitlines())
     small[small.index("train.epochs=400")] = f"train.epochs={done + 2}"
     rle_tf(folder, "train", recipe, "--out", "cut", "--resume", *small)
-    epochs = [json.loads(line)["epoch"] for line in (folder / "cut/history.jsonl").open()]
+    history = (folder / "cut/history.jsonl").read_text()
+    epochs = [json.loads(line)["epoch"] for line in history.splitlines()]
     assert epochs == list(range(1, done + 3))
     assert (folder / "cut/metrics.json").is_file()
 
