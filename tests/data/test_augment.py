@@ -158,7 +158,10 @@ def test_joints_on_top_of_one_another_give_a_box():
 # ---- all of it
 
 
-def view(numbers, augmentation=Augmentation(), labelled=EVERYBODY):  # noqa: B008 (immutable)
+RECIPE = Augmentation()
+
+
+def view(numbers, augmentation=RECIPE, labelled=EVERYBODY):
     found = augment(
         tf.constant(STANDING),
         tf.constant(labelled),

@@ -74,7 +74,10 @@ def joined(batches) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
 
 
-def samples(records, count, *, seed=5, start=0, batch_size=4, augmentation=Augmentation()):  # noqa: B008 (immutable)
+RECIPE = Augmentation()
+
+
+def samples(records, count, *, seed=5, start=0, batch_size=4, augmentation=RECIPE):
     batches = training_batches(
         records, COCO17, SMALL, augmentation, batch_size=batch_size, seed=seed, start=start
     )
