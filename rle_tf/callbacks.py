@@ -11,12 +11,13 @@ from PIL import Image
 
 from rle_tf import geometry
 from rle_tf.config import RunConfig
-from rle_tf.data.pipeline import read_crop
-from rle_tf.data.source import Source
-from rle_tf.drawing import contact_sheet, draw_poses
+from rle_tf.data.crops import read_crop
+from rle_tf.data.source import Poses, Records, Source
+from rle_tf.drawing import contact_sheet, draw_poses, draw_views
 from rle_tf.errors import ModelError
 from rle_tf.evaluation import evaluate, predict_poses
 from rle_tf.run_folder import Checkpoints, RunFolder, without_nan
+from rle_tf.skeletons import Skeleton
 
 # Of each person in a drawn sheet, in pixels.
 DRAWN_HEIGHT = 384
@@ -75,7 +76,7 @@ class Evaluate(keras.callbacks.Callback):
             scores, _ = evaluate(
                 self.model.regressor,
                 self.source,
-                self.config.data.input_format,
+                self.config.input_format,
                 batch_size=self.config.evaluate.batch_size,
                 flip_test=self.config.evaluate.flip_test,
                 spread=self.model.spread,
@@ -120,32 +121,47 @@ class Drawings(keras.callbacks.Callback):
 def draw_people(
     regressor: keras.Model, source: Source, config: RunConfig, spread: np.ndarray
 ) -> Image.Image:
-    """A sheet of the crops of all people of a source with their predicted poses."""
+    """A sheet of all people of a source with their predicted poses: in their crops, where the
+    model sees images, and in 3D from two viewpoints over the true pose in grey."""
+    input_format, records = config.input_format, source.records
     poses = predict_poses(
-        regressor,
-        source.records,
-        source.skeleton,
-        config.data.input_format,
-        flip_test=False,
-        spread=spread,
+        regressor, records, source.skeleton, input_format, flip_test=False, spread=spread
     )
-    cells = []
-    for row, box in enumerate(poses.crop_boxes_xyxy.astype(np.float32)):
-        scale = DRAWN_HEIGHT / (box[3] - box[1])
-        size = (DRAWN_HEIGHT, round(float((box[2] - box[0]) * scale)))
-        matrix = geometry.crop_affine(
-            tf.constant((box[:2] + box[2:]) / 2), tf.constant(box[2:] - box[:2]), 0.0, size
-        )
-        # As the regressor saw it, a region alone: the rest of the file may be damaged.
-        crop = read_crop(
-            source.records.image_paths[row], source.records.image_wh[row], matrix, size
-        )
-        cells.append(
-            draw_poses(
-                tf.cast(tf.round(crop), tf.uint8).numpy(),
-                (poses.keypoints_px[[row]] - box[:2]) * scale,
-                poses.sigma_px[[row]] * scale,
-                source.skeleton,
-            )
-        )
-    return contact_sheet(cells, columns=4)
+    in_3d = poses.keypoints.shape[-1] == 3
+    sheet = []
+    for row in range(len(records)):
+        if input_format.reads_images:
+            sheet.append(_drawn_crop(poses, records, row, source.skeleton))
+        if in_3d:
+            sheet += _drawn_views(poses.take([row]), records.take([row]), source.skeleton)
+    return contact_sheet(sheet, columns=6 if in_3d else 4)
+
+
+def _drawn_crop(poses: Poses, records: Records, row: int, skeleton: Skeleton) -> Image.Image:
+    box = poses.crop_boxes_xyxy[row].astype(np.float32)
+    scale = DRAWN_HEIGHT / (box[3] - box[1])
+    size = (DRAWN_HEIGHT, round(float((box[2] - box[0]) * scale)))
+    matrix = geometry.crop_affine(
+        tf.constant((box[:2] + box[2:]) / 2), tf.constant(box[2:] - box[:2]), 0.0, size
+    )
+    # As the regressor saw it, a region alone: the rest of the file may be damaged.
+    crop = read_crop(records.image_paths[row], records.image_wh[row], matrix, size)
+    return draw_poses(
+        tf.cast(tf.round(crop), tf.uint8).numpy(),
+        (poses.keypoints[[row], :, :2] - box[:2]) * scale,
+        poses.sigmas[[row], :, :2] * scale,
+        skeleton,
+    )
+
+
+def _drawn_views(pose: Poses, record: Records, skeleton: Skeleton) -> list[Image.Image]:
+    joints_mm = geometry.image_to_camera(pose.keypoints, record.cameras)
+    sigma_mm = pose.sigmas.copy()
+    sigma_mm[..., :2] *= joints_mm[..., 2:] / record.cameras[:, None, :2]
+    return draw_views(
+        joints_mm[0],
+        skeleton,
+        DRAWN_HEIGHT,
+        sigma_mm=sigma_mm[0],
+        reference_mm=geometry.image_to_camera(record.keypoints, record.cameras)[0],
+    )

@@ -6,9 +6,11 @@ import os
 import sys
 import tempfile
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
@@ -62,9 +64,21 @@ def _example(command: str) -> str:
     return f"[dim]Example:[/dim]  rle-tf {command}"
 
 
-@app.command(epilog=_example("demo --out runs/demo"))
+class Task(StrEnum):
+    """What the demo shows, by the number of coordinates."""
+
+    flat = "2d"
+    space = "3d"
+
+
+@app.command(epilog=_example("demo --task 3d"))
 def demo(
-    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/demo"),
+    task: Annotated[
+        Task, typer.Option(help="2d: where joints are in the image; 3d: how deep they are, too.")
+    ] = Task.flat,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder; default runs/demo or runs/demo3d.")
+    ] = None,
     models: Annotated[Path, typer.Option(help="Where the model is exported to.")] = Path(
         "saved_models"
     ),
@@ -79,11 +93,15 @@ def demo(
     from rle_tf.config import load_config
     from rle_tf.run_folder import RunFolder
 
-    config = load_config(RECIPES / "demo.yaml", overrides or [])
+    recipe = {Task.flat: "demo", Task.space: "synthetic3d"}[task]
+    config = load_config(RECIPES / f"{recipe}.yaml", overrides or [])
+    out = out or Path("runs") / config.name
     _train(config, out, resume=(out / "config.yaml").exists(), again="the same command")
     folder = RunFolder(out)
     config, regressor = folder.load()
-    people = config.open_source("val").take(slice(12))
+    source = config.open_source("val")
+    # Spread over the dataset: neighbours may be of one pose.
+    people = source.take(np.linspace(0, len(source.records) - 1, 12).astype(int))
     picture = out / "predictions.png"
     draw_people(regressor, people, config, folder.spread).save(picture)
     CONSOLE.print(f"predictions for people it has not seen: {picture}")
@@ -255,10 +273,10 @@ def _config(recipe: Path, data_root: Path | None, overrides: list[str] | None):
 def _train(config, out: Path, resume: bool, again: str) -> None:
     from rle_tf.training import train
 
-    CONSOLE.print(
-        f"[bold]{config.name}[/]: {config.model.backbone} at "
-        f"{'x'.join(map(str, config.data.image_size))}, loss {config.loss.kind}, into {out}"
-    )
+    model = config.model.kind
+    if model == "image":
+        model = f"{config.model.backbone} at {'x'.join(map(str, config.data.image_size))}"
+    CONSOLE.print(f"[bold]{config.name}[/]: {model}, loss {config.loss.kind}, into {out}")
     try:
         with _progress() as progress:
             scores = train(
@@ -279,14 +297,14 @@ def _export(run: Path, out: Path, name: str | None, litert: bool) -> None:
 
     folder = RunFolder(run)
     config, regressor = folder.load()
+    data = config.data
+    crops = {"mean": data.mean, "std": data.std, "box_margin": data.box_margin}
     version = export_savedmodel(
         regressor,
         out / (name or config.name),
-        skeleton=config.data.source.skeleton,
-        mean=config.data.mean,
-        std=config.data.std,
-        box_margin=config.data.box_margin,
+        skeleton=data.source.skeleton,
         spread=folder.spread,
+        **(crops if config.input_format.reads_images else {}),
     )
     CONSOLE.print(f"exported: {version} (SavedModel)")
     if litert:
@@ -297,9 +315,22 @@ def _print_scores(scores: dict[str, float], title: str) -> None:
     table = Table("metric", "value", title=title)
     for name, value in scores.items():
         if "/" not in name:  # errors of single joints are in metrics.json
-            text = "no ground truth" if math.isnan(value) else f"{value:.3f}"
-            table.add_row(name, text)
+            table.add_row(name, _number(value))
     CONSOLE.print(table)
+    actions = [name.partition("/")[2] for name in scores if name.startswith("MPJPE/")]
+    if actions:
+        table = Table("action", "MPJPE", "PA-MPJPE", title="millimetres")
+        for action in actions:
+            table.add_row(
+                action, *(_number(scores[f"{name}/{action}"]) for name in ("MPJPE", "PA-MPJPE"))
+            )
+        CONSOLE.print(table)
+
+
+def _number(value: float) -> str:
+    if math.isnan(value):
+        return "no ground truth"
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
 
 
 def _progress() -> Progress:
@@ -335,7 +366,7 @@ def _progress_callback(progress: Progress, config):
             progress.update(
                 self.task,
                 completed=batch + 1,
-                status=f"{_summary(logs)}  {speed:.0f} images/s",
+                status=f"{_summary(logs)}  {speed:.0f} people/s",
             )
 
         def on_epoch_end(self, epoch, logs=None):
@@ -347,5 +378,5 @@ def _progress_callback(progress: Progress, config):
 
 
 def _summary(logs: dict) -> str:
-    names = ("loss", "pck", "sigma", "val_loss", "val_pck", "val_AP")
+    names = ("loss", "pck", "sigma", "val_loss", "val_pck", "val_AP", "val_MPJPE")
     return "  ".join(f"{name} {float(logs[name]):.3f}" for name in names if name in logs)

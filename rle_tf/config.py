@@ -9,22 +9,37 @@ import difflib
 import json
 from io import StringIO
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from rle_tf.data.augment import Augmentation
 from rle_tf.data.coco import CocoSource
-from rle_tf.data.pipeline import InputFormat, usable_rows
-from rle_tf.data.source import Source
-from rle_tf.data.synthetic import SyntheticSource
+from rle_tf.data.crops import CropFormat
+from rle_tf.data.h36m import H36mSource
+from rle_tf.data.lifting import KeypointFormat
+from rle_tf.data.mix import MixSource
+from rle_tf.data.mpii import MpiiSource
+from rle_tf.data.pipeline import usable_rows
+from rle_tf.data.source import InputFormat, Source
+from rle_tf.data.synthetic import Synthetic3DSource, SyntheticSource
 from rle_tf.errors import ConfigError
 from rle_tf.flow import RealNVP
 from rle_tf.losses import L1Loss, PoseLoss, RLELoss
+from rle_tf.models.lifting import build_lifter
 from rle_tf.models.regressor import BACKBONES, HEADS, build_regressor
-from rle_tf.skeletons import COCO17, Skeleton
+from rle_tf.skeletons import COCO17, H36M18, MPII16, Skeleton
 
 Split = Literal["train", "val"]
 Boxes = Literal["ground_truth", "detections"]
@@ -39,11 +54,29 @@ class Section(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class CocoSplit(Section):
+class EvaluateConfig(Section):
+    """How it is scored.
+
+    Attributes:
+        batch_size: Of prediction.
+        flip_test: Average with the prediction for the mirrored input.
+        boxes: Annotated boxes, or the split's detections.
+        min_box_score: Detections below it are left out.
+        oks_nms: Threshold of the non-maximum suppression among detections.
+    """
+
+    batch_size: int = Field(64, gt=0)
+    flip_test: bool = True
+    boxes: Boxes = "ground_truth"
+    min_box_score: float = Field(0.0, ge=0, le=1)
+    oks_nms: float = Field(0.9, gt=0, le=1)
+
+
+class SplitFiles(Section):
     """Files of one split, relative to the dataset's root.
 
     Attributes:
-        annotations: COCO keypoint JSON.
+        annotations: JSON in the dataset's layout.
         images: Folder of the images.
         detections: Person detections in COCO's result format, for evaluation with a detector's
             boxes.
@@ -54,20 +87,49 @@ class CocoSplit(Section):
     detections: str | None = None
 
 
-class CocoData(Section):
-    """A dataset in the COCO keypoint layout; the defaults are the folders of COCO 2017.
+class FolderData(Section):
+    """A dataset in a folder; each kind has its own layout and the standard names as defaults.
 
     Attributes:
         root: Its folder.
         train, val: Files of each split.
     """
 
-    kind: Literal["coco"] = "coco"
+    kind: str
     root: str
-    train: CocoSplit = CocoSplit(
+    train: SplitFiles
+    val: SplitFiles | None
+
+    def _paths(self, split: Split, boxes: Boxes, key: str) -> tuple[Path, Path, Path | None]:
+        """Annotations, images, and detections where they are asked for.
+
+        `key` is where the section stands in the file.
+
+        Raises:
+            ConfigError: if the split, or the detections that are asked for, are not named.
+        """
+        root, files = Path(self.root).expanduser(), {"train": self.train, "val": self.val}[split]
+        if files is None:
+            raise ConfigError(
+                f"{key}.{split}: not set; expected annotations and images to evaluate on"
+            )
+        if boxes == "detections" and files.detections is None:
+            raise ConfigError(
+                f"{key}.{split}.detections: not set; evaluate.boxes 'detections' needs a "
+                "JSON of person detections"
+            )
+        detections = root / files.detections if boxes == "detections" else None
+        return root / files.annotations, root / files.images, detections
+
+
+class CocoData(FolderData):
+    """A dataset in the COCO keypoint layout; the defaults are the folders of COCO 2017."""
+
+    kind: Literal["coco"] = "coco"
+    train: SplitFiles = SplitFiles(
         annotations="annotations/person_keypoints_train2017.json", images="train2017"
     )
-    val: CocoSplit = CocoSplit(
+    val: SplitFiles = SplitFiles(
         annotations="annotations/person_keypoints_val2017.json",
         images="val2017",
         detections="detections/person_detections_val2017.json",
@@ -77,35 +139,103 @@ class CocoData(Section):
     def skeleton(self) -> Skeleton:
         return COCO17
 
-    def open(self, split: Split, boxes: Boxes, min_box_score: float, oks_nms: float) -> Source:
+    def open(
+        self,
+        split: Split,
+        boxes: Boxes,
+        evaluate: EvaluateConfig,
+        images: bool,
+        key: str = "data.source",
+    ) -> Source:
         """The people of a split.
+
+        Args:
+            split, boxes: Which.
+            evaluate: How detections are filtered.
+            images: Whether images are looked at.
+            key: Where the section stands in the file, for messages.
 
         Raises:
             ConfigError: if detections are asked for and the split names none.
             DataError: if files are missing or wrong.
         """
-        files = {"train": self.train, "val": self.val}[split]
-        root = Path(self.root).expanduser()
-        if boxes == "detections" and files.detections is None:
-            raise ConfigError(
-                f"data.source.{split}.detections: not set; evaluate.boxes 'detections' needs a "
-                "JSON of person detections"
-            )
+        annotations, folder, detections = self._paths(split, boxes, key)
         return CocoSource(
-            root / files.annotations,
-            root / files.images,
+            annotations,
+            folder,
             skeleton=self.skeleton,
-            detections=root / files.detections if boxes == "detections" else None,
-            min_box_score=min_box_score,
-            oks_nms_threshold=oks_nms,
+            detections=detections,
+            min_box_score=evaluate.min_box_score,
+            oks_nms_threshold=evaluate.oks_nms,
         )
 
 
+class H36mData(FolderData):
+    """Human3.6M in the layout of the RLE paper's code; the defaults are protocol 2."""
+
+    kind: Literal["h36m"] = "h36m"
+    train: SplitFiles = SplitFiles(
+        annotations="annotations/Sample_trainmin_train_Human36M_protocol_2.json", images="images"
+    )
+    val: SplitFiles = SplitFiles(
+        annotations="annotations/Sample_64_test_Human36M_protocol_2.json", images="images"
+    )
+
+    @property
+    def skeleton(self) -> Skeleton:
+        return H36M18
+
+    def open(
+        self,
+        split: Split,
+        boxes: Boxes,
+        evaluate: EvaluateConfig,
+        images: bool,
+        key: str = "data.source",
+    ) -> Source:
+        """The people of a split; arguments and errors as `CocoData.open`."""
+        annotations, folder, detections = self._paths(split, boxes, key)
+        return H36mSource(annotations, folder if images else None, detections=detections)
+
+
+class MpiiData(FolderData):
+    """MPII in COCO's format, the joints of the RLE paper's code; without a split to evaluate on
+    unless one is named."""
+
+    kind: Literal["mpii"] = "mpii"
+    train: SplitFiles = SplitFiles(annotations="annotations/annot_mpii.json", images="images")
+    val: SplitFiles | None = None
+
+    @property
+    def skeleton(self) -> Skeleton:
+        return MPII16
+
+    def open(
+        self,
+        split: Split,
+        boxes: Boxes,
+        evaluate: EvaluateConfig,
+        images: bool,
+        key: str = "data.source",
+    ) -> Source:
+        """The people of a split; arguments and errors as `CocoData.open`."""
+        if boxes == "detections":
+            raise ConfigError(
+                "evaluate.boxes: 'detections' is not for MPII, whose score needs annotated boxes; "
+                "expected ground_truth"
+            )
+        annotations, folder, _ = self._paths(split, boxes, key)
+        return MpiiSource(annotations, folder)
+
+
 class SyntheticData(Section):
-    """Rendered people, written to disk in the COCO layout before they are first read.
+    """Rendered people, written to disk before they are first read.
 
     Attributes:
         root: Where they are written.
+        layout: `coco`, or `h36m`: single people in 3D before four cameras.
+        images: Whether pictures are rendered, too; a lifter needs none, and thousands of people
+            are written in a second then. Layout `h36m`.
         train_people, val_people: How many.
         rendered_size: (height, width) of the written images, in pixels.
         seed: Decides what is rendered.
@@ -113,28 +243,97 @@ class SyntheticData(Section):
 
     kind: Literal["synthetic"] = "synthetic"
     root: str
+    layout: Literal["coco", "h36m"] = "coco"
+    images: bool = True
     train_people: int = Field(gt=0)
     val_people: int = Field(gt=0)
     rendered_size: tuple[int, int] = (160, 160)
     seed: int = 0
 
+    @model_validator(mode="after")
+    def _pictures_of_coco(self):
+        if self.layout == "coco" and not self.images:
+            raise ValueError("images: false is for layout h36m")
+        return self
+
     @property
     def skeleton(self) -> Skeleton:
-        return COCO17
+        return {"coco": COCO17, "h36m": H36M18}[self.layout]
 
-    def open(self, split: Split, boxes: Boxes, min_box_score: float, oks_nms: float) -> Source:
-        """The people of a split; renders them if they are not there yet."""
-        return SyntheticSource(
-            Path(self.root).expanduser(),
-            split,
-            train_people=self.train_people,
-            val_people=self.val_people,
-            seed=self.seed,
-            rendered_size=self.rendered_size,
-            detected=boxes == "detections",
-            min_box_score=min_box_score,
-            oks_nms_threshold=oks_nms,
-        )
+    def open(
+        self,
+        split: Split,
+        boxes: Boxes,
+        evaluate: EvaluateConfig,
+        images: bool,
+        key: str = "data.source",
+    ) -> Source:
+        """The people of a split; renders them if they are not there yet.
+
+        Raises:
+            ConfigError: if images or detections are asked for that are not written.
+            DataError: if something else is in the folder.
+        """
+        people = {
+            "train_people": self.train_people,
+            "val_people": self.val_people,
+            "seed": self.seed,
+            "rendered_size": self.rendered_size,
+        }
+        root = Path(self.root).expanduser()
+        if self.layout == "coco":
+            return SyntheticSource(
+                root,
+                split,
+                **people,
+                detected=boxes == "detections",
+                min_box_score=evaluate.min_box_score,
+                oks_nms_threshold=evaluate.oks_nms,
+            )
+        if images and not self.images:
+            raise ConfigError(
+                f"{key}.images: false, and the model looks at images; expected true, or "
+                "model.kind lifting"
+            )
+        if boxes == "detections":
+            raise ConfigError(
+                "evaluate.boxes: 'detections' are not written in layout h36m; expected ground_truth"
+            )
+        return Synthetic3DSource(root, split, **people, images=self.images)
+
+
+Single = Annotated[CocoData | H36mData | MpiiData | SyntheticData, Field(discriminator="kind")]
+
+
+class MixData(Section):
+    """Two datasets that take turns in training; the first one is evaluated on.
+
+    Attributes:
+        root: What the roots of both are relative to.
+        first, second: Any two whose skeletons have joints in common.
+    """
+
+    kind: Literal["mix"] = "mix"
+    root: str = "."
+    first: Single
+    second: Single
+
+    @property
+    def skeleton(self) -> Skeleton:
+        return self.first.skeleton
+
+    def open(self, split: Split, boxes: Boxes, evaluate: EvaluateConfig, images: bool) -> Source:
+        """The mix to train on, or the first one's people to evaluate on."""
+        root = Path(self.root).expanduser()
+
+        def opened(name: str) -> Source:
+            part = {"first": self.first, "second": self.second}[name]
+            placed = part.model_copy(update={"root": str(root / Path(part.root).expanduser())})
+            return placed.open(split, boxes, evaluate, images, f"data.source.{name}")
+
+        if split == "val":
+            return opened("first")
+        return MixSource(opened("first"), opened("second"))
 
 
 class DataConfig(Section):
@@ -151,7 +350,9 @@ class DataConfig(Section):
             goes bad later stops the run with either.
     """
 
-    source: Annotated[CocoData | SyntheticData, Field(discriminator="kind")]
+    source: Annotated[
+        CocoData | H36mData | MpiiData | SyntheticData | MixData, Field(discriminator="kind")
+    ]
     image_size: tuple[Side, Side] = (256, 192)
     mean: tuple[float, float, float] = (0.406, 0.457, 0.480)
     std: tuple[Positive, Positive, Positive] = (1.0, 1.0, 1.0)
@@ -159,13 +360,9 @@ class DataConfig(Section):
     augmentation: Augmentation = Augmentation()
     on_bad_image: Literal["error", "skip"] = "error"
 
-    @property
-    def input_format(self) -> InputFormat:
-        return InputFormat(self.image_size, self.mean, self.std, self.box_margin)
-
 
 class ModelConfig(Section):
-    """The regressor.
+    """An image regressor.
 
     Attributes:
         backbone: Its name.
@@ -175,6 +372,7 @@ class ModelConfig(Section):
         feature_norm: Whether the mean head divides its features by their L2 norm.
     """
 
+    kind: Literal["image"] = "image"
     backbone: Literal[tuple(BACKBONES)]
     weights: str | None = None
     output_layer: str | None = None
@@ -195,13 +393,31 @@ class ModelConfig(Section):
         )
 
 
+class LiftingConfig(Section):
+    """A lifter: annotated joints in the image in, joints in space out.
+
+    Attributes:
+        width, blocks, dropout: As in `rle_tf.models.lifting.build_lifter`.
+    """
+
+    kind: Literal["lifting"] = "lifting"
+    width: int = Field(1024, gt=0)
+    blocks: int = Field(2, ge=0)
+    dropout: float = Field(0.5, ge=0, lt=1)
+
+    def build(self, skeleton: Skeleton, dims: int, image_size: tuple[int, int]):
+        """The `keras.Model` of `build_lifter`, which has three coordinates and sees no image."""
+        return build_lifter(skeleton, self.width, self.blocks, self.dropout)
+
+
 class RLELossConfig(Section):
     """Residual log-likelihood estimation.
 
     Attributes:
         base: The simple density Q.
         convention: `paper` (equation 8) or `official` (the authors' code).
-        flow_layers, flow_hidden: Couplings of the flow and width of their networks.
+        flow_layers, flow_hidden: Couplings of the flow and width of their networks. In 3D there is
+            a second flow, for people without depths.
     """
 
     kind: Literal["rle"] = "rle"
@@ -211,8 +427,11 @@ class RLELossConfig(Section):
     flow_hidden: int = Field(64, gt=0)
 
     def build(self, dims: int) -> PoseLoss:
-        flow = RealNVP(dims, layers=self.flow_layers, hidden=self.flow_hidden)
-        return RLELoss(flow, base=self.base, convention=self.convention)
+        flow, flow_2d = (
+            RealNVP(d, layers=self.flow_layers, hidden=self.flow_hidden) if d else None
+            for d in (dims, 2 if dims == 3 else 0)
+        )
+        return RLELoss(flow, base=self.base, convention=self.convention, flow_2d=flow_2d)
 
 
 class L1LossConfig(Section):
@@ -230,6 +449,7 @@ class TrainConfig(Section):
     Attributes:
         batch_size: Over all replicas.
         epochs: How often every person is seen.
+        steps_per_epoch: Batches that count as an epoch; by default as many as everybody fills.
         learning_rate: Adam's.
         drop_epochs: After each of these epochs the learning rate is multiplied by `drop_factor`.
         clip_norm: Limit of the global norm of the gradient, or `null`.
@@ -241,6 +461,7 @@ class TrainConfig(Section):
 
     batch_size: int = Field(gt=0)
     epochs: int = Field(gt=0)
+    steps_per_epoch: int | None = Field(None, gt=0)
     learning_rate: float = Field(1e-3, gt=0)
     drop_epochs: tuple[int, ...] = ()
     drop_factor: float = Field(0.1, gt=0)
@@ -258,22 +479,11 @@ class TrainConfig(Section):
         return epochs
 
 
-class EvaluateConfig(Section):
-    """How it is scored.
-
-    Attributes:
-        batch_size: Of prediction.
-        flip_test: Average with the prediction for the mirrored crop.
-        boxes: Annotated boxes, or the split's detections.
-        min_box_score: Detections below it are left out.
-        oks_nms: Threshold of the non-maximum suppression among detections.
-    """
-
-    batch_size: int = Field(64, gt=0)
-    flip_test: bool = True
-    boxes: Boxes = "ground_truth"
-    min_box_score: float = Field(0.0, ge=0, le=1)
-    oks_nms: float = Field(0.9, gt=0, le=1)
+def _model_kind(value) -> str:
+    # The kind may be left out: most models look at images.
+    return (
+        value.get("kind", "image") if isinstance(value, dict) else getattr(value, "kind", "image")
+    )
 
 
 class RunConfig(Section):
@@ -287,10 +497,39 @@ class RunConfig(Section):
     name: str = Field(pattern=r"^\w[\w.-]*$")
     seed: int = Field(0, ge=0, lt=2**31)
     data: DataConfig
-    model: ModelConfig
+    model: Annotated[
+        Annotated[ModelConfig, Tag("image")] | Annotated[LiftingConfig, Tag("lifting")],
+        Discriminator(_model_kind),
+    ]
     loss: Annotated[RLELossConfig | L1LossConfig, Field(discriminator="kind")] = RLELossConfig()
     train: TrainConfig
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _lifters_see_no_images(self):
+        if self.model.kind == "lifting":
+            for key, field in DataConfig.model_fields.items():
+                value = getattr(self.data, key)
+                if key not in ("source", "augmentation") and value != field.default:
+                    raise ValueError(
+                        f"data.{key}: found {json.dumps(value)}; a model of kind lifting sees no "
+                        "images, expected the key to be left out"
+                    )
+        return self
+
+    @property
+    def input_format(self) -> InputFormat:
+        """What the model sees of a person."""
+        if self.model.kind == "image":
+            data = self.data
+            return CropFormat(data.image_size, data.mean, data.std, data.box_margin)
+        skeleton = self.data.source.skeleton
+        if skeleton.root is None:
+            raise ConfigError(
+                f"model.kind: lifting, of people with the joints of '{skeleton.name}'; expected a "
+                "source of 3D poses, h36m or synthetic with layout h36m"
+            )
+        return KeypointFormat(skeleton.root)
 
     def open_source(self, split: Split, boxes: Boxes | None = None) -> Source:
         """The people of a split.
@@ -300,10 +539,9 @@ class RunConfig(Section):
             boxes: By default annotated boxes for training and `evaluate.boxes` for validation.
         """
         boxes = boxes or (self.evaluate.boxes if split == "val" else "ground_truth")
-        source = self.data.source.open(
-            split, boxes, self.evaluate.min_box_score, self.evaluate.oks_nms
-        )
-        if self.data.on_bad_image == "skip":
+        images = self.input_format.reads_images
+        source = self.data.source.open(split, boxes, self.evaluate, images)
+        if images and self.data.on_bad_image == "skip":
             source = source.take(usable_rows(source.records))
         return source
 
@@ -397,6 +635,8 @@ def _explain(problem: dict) -> str:
         case "union_tag_invalid":
             tag, expected = context["tag"], context["expected_tags"]
             return f"{name}.kind: found {json.dumps(tag)}; expected one of {expected}"
+        case "value_error" if not name:  # of the whole, which says itself where
+            return str(context["error"])
         case "value_error":
             return f"{name}: found {found}; {context['error']}"
         case _:
@@ -421,4 +661,5 @@ def _locate(location: tuple[str | int, ...]) -> tuple[str, list[str]]:
 def _sections(annotation: type) -> list[type[BaseModel]]:
     """A section, the sections of a union, or nothing where a field holds values."""
     options = get_args(annotation) or (annotation,)
+    options = [get_args(o)[0] if get_origin(o) is Annotated else o for o in options]
     return [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]

@@ -1,10 +1,12 @@
-"""Poses with their uncertainty drawn on photographs, and pictures laid out on a sheet.
+"""Poses with their uncertainty drawn on photographs and, in 3D, from other viewpoints; pictures
+laid out on a sheet.
 
 Everything is drawn with soft edges and straight into the pixels it covers, so that the cost is
 that of the drawn area and not of the photograph. A pixel's coordinate is that of its centre.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,6 +22,12 @@ SIDE_COLOURS = {"left": (255, 149, 0), "right": (20, 120, 245), "middle": (242, 
 
 _CASING = (20, 20, 20)
 _FAR_PX = 1e6  # beyond any photograph
+
+# The canvas of `draw_views`: dark, since light leaves what is in the middle of the body invisible.
+_BACKGROUND, _GRID, _GROUND, _TEXT = (52, 60, 72), (66, 75, 88), (112, 122, 136), (214, 219, 226)
+_REFERENCE_COLOURS = dict.fromkeys(SIDE_COLOURS, (152, 159, 169))
+_VIEW_MM = 2400.0  # across a canvas: people of any size and pose compare, nearly all fit
+_FILLED = 0.78  # of the canvas, between the writing above and below
 
 
 def draw_poses(
@@ -57,20 +65,114 @@ def draw_poses(
     canvas = _canvas(image)
     keypoints_px = _finite(keypoints_px)
     people = (len(keypoints_px), len(skeleton.joints))
-    _check_shape("keypoints_px", keypoints_px, (*people, 2))
+    _check_shape("draw_poses", "keypoints_px", keypoints_px, (*people, 2))
     drawn = np.isfinite(keypoints_px).all(axis=-1)
     if confidence is not None:
         confidence = np.asarray(confidence, float)
-        _check_shape("confidence", confidence, people)
+        _check_shape("draw_poses", "confidence", confidence, people)
         drawn &= confidence >= min_confidence
     sigma_px = np.full((*people, 2), np.nan) if sigma_px is None else _finite(sigma_px)
-    _check_shape("sigma_px", sigma_px, (*people, 2))
+    _check_shape("draw_poses", "sigma_px", sigma_px, (*people, 2))
     boxes_xyxy = np.full((people[0], 4), np.nan) if boxes_xyxy is None else _finite(boxes_xyxy)
-    _check_shape("boxes_xyxy", boxes_xyxy, (people[0], 4))
+    _check_shape("draw_poses", "boxes_xyxy", boxes_xyxy, (people[0], 4))
 
     for person in zip(keypoints_px, sigma_px, drawn, boxes_xyxy, strict=True):
         _draw_person(canvas, *person, skeleton)
     return canvas
+
+
+def draw_views(
+    joints_mm: ArrayLike,
+    skeleton: Skeleton,
+    size_px: int,
+    *,
+    sigma_mm: ArrayLike | None = None,
+    reference_mm: ArrayLike | None = None,
+    yaws_deg: Sequence[float] = (45.0, 90.0),
+) -> list[Image.Image]:
+    """Draws a 3D pose as seen from around it, where a photograph does not show depth.
+
+    The views are orthographic: a millimetre is as long at every depth. Each yaw takes the viewer
+    about the vertical axis through the root, from the camera's place at 0 towards the camera's
+    right: at 90 what was near is on the left, at 180 the person is seen from the other side.
+    Colours, ellipses and what is left out are those of `draw_poses`, and nearer bones cover
+    farther ones. A canvas is 2.4 m wide and high, more where the pose or its reference does not
+    fit; all views have one scale, and a bar and a grid, whose lowest line is at the lowest joint,
+    show it.
+
+    Args:
+        joints_mm: (K, 3) x to the right, y down, z away from the camera; the origin is anywhere.
+            A camera that looks down on people makes them lean in views from the side.
+        skeleton: Names and bones of the K joints. Without a root, or where the root is not
+            finite, the axis is through the mean of the joints.
+        size_px: Width and height of each picture.
+        sigma_mm: (K, 3) standard deviations along x, y and z, independent of each other, or None
+            for no ellipses.
+        reference_mm: (K, 3) the true pose in the same coordinates, drawn in grey beneath.
+        yaws_deg: One view each.
+
+    Returns:
+        New RGB images, one for each yaw, which a caption in the picture states.
+
+    Raises:
+        DataError: An array whose shape is not the above, no pixel or a yaw that is not finite.
+    """
+    shape = (len(skeleton.joints), 3)
+    joints_mm = _finite(joints_mm)
+    _check_shape("draw_views", "joints_mm", joints_mm, shape)
+    sigma_mm = np.full(shape, np.nan) if sigma_mm is None else _finite(sigma_mm)
+    _check_shape("draw_views", "sigma_mm", sigma_mm, shape)
+    has_reference = reference_mm is not None
+    reference_mm = _finite(reference_mm) if has_reference else np.full(shape, np.nan)
+    _check_shape("draw_views", "reference_mm", reference_mm, shape)
+    if size_px < 1 or not np.isfinite(yaws_deg).all():
+        raise DataError(
+            f"draw_views: found a size of {size_px} px and yaws of {list(yaws_deg)} deg, "
+            "expected at least 1 px and finite yaws"
+        )
+    variances_mm2 = np.square(np.where(sigma_mm > 0, sigma_mm, np.nan))
+
+    known_mm = np.concatenate([joints_mm, reference_mm])
+    known_mm = known_mm[np.isfinite(known_mm).all(axis=-1)]
+    if not len(known_mm):
+        known_mm = np.zeros((1, 3))
+    low_mm, high_mm = known_mm.min(axis=0), known_mm.max(axis=0)
+    centre_mm = known_mm.mean(axis=0)
+    if skeleton.root is not None and np.isfinite(joints_mm[skeleton.root]).all():
+        centre_mm = joints_mm[skeleton.root].copy()
+    centre_mm[1] = (low_mm[1] + high_mm[1]) / 2
+    # What fits at one yaw fits at all: the scale depends on the distance from the axis.
+    radius_mm = np.hypot(*(known_mm - centre_mm)[:, [0, 2]].T).max()
+    extent_mm = max(2 * radius_mm, high_mm[1] - low_mm[1])
+    px_per_mm = size_px / max(_VIEW_MM, extent_mm / _FILLED)
+    middle_px = (size_px - 1) / 2
+    ground_px = middle_px + px_per_mm * (high_mm[1] - centre_mm[1])
+
+    views = []
+    for yaw_deg in yaws_deg:
+        cos, sin = np.cos(np.deg2rad(yaw_deg)), np.sin(np.deg2rad(yaw_deg))
+        turn = np.array([[cos, 0, sin], [0, 1, 0], [-sin, 0, cos]])
+        canvas = _stage(size_px, px_per_mm, ground_px, _viewpoint(yaw_deg), has_reference)
+        sigma_px = px_per_mm * np.sqrt(variances_mm2 @ np.square(turn).T)
+        for pose_mm, spread_px, colours in (
+            (reference_mm, np.full_like(sigma_px, np.nan), _REFERENCE_COLOURS),
+            (joints_mm, sigma_px, SIDE_COLOURS),
+        ):
+            turned_mm = (pose_mm - centre_mm) @ turn.T
+            depths_mm = [turned_mm[list(bone), 2].sum() for bone in skeleton.bones]
+            far_to_near = tuple(skeleton.bones[i] for i in np.argsort(np.negative(depths_mm)))
+            _draw_person(
+                canvas,
+                middle_px + px_per_mm * turned_mm[:, :2],
+                spread_px[:, :2],
+                np.isfinite(turned_mm).all(axis=-1),
+                np.full(4, np.nan),
+                replace(skeleton, bones=far_to_near),
+                colours,
+                max(1.2, 0.008 * size_px),
+            )
+        views.append(canvas)
+    return views
 
 
 def contact_sheet(
@@ -135,15 +237,57 @@ def _canvas(image: Image.Image | np.ndarray) -> Image.Image:
     return Image.fromarray(array.copy())
 
 
+def _viewpoint(yaw_deg: float) -> str:
+    """The words for a yaw, which counts from the camera to its right."""
+    around_deg = round((yaw_deg + 180) % 360 - 180)
+    if around_deg == 0:
+        return "from the camera"
+    if abs(around_deg) == 180:
+        return "from opposite the camera"
+    return f"from {abs(around_deg)}\u00b0 to the camera's {'right' if around_deg > 0 else 'left'}"
+
+
+def _stage(
+    size_px: int, px_per_mm: float, ground_px: float, caption: str, has_reference: bool
+) -> Image.Image:
+    """An empty canvas with a grid about its middle column and up from the ground, a bar as long
+    as the grid is wide, and writing."""
+    canvas = Image.new("RGB", (size_px, size_px), _BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
+    # Half a metre, and ten times that as often as it takes where a pose is absurdly large.
+    step_mm = 500 * 10.0 ** max(0, np.ceil(np.log10(size_px / px_per_mm / 12 / 500)))
+    step_px = step_mm * px_per_mm
+    line_px = max(1, round(size_px / 400))
+    middle_px = (size_px - 1) / 2
+    for index in range(-12, 13):
+        x = round(middle_px + index * step_px)
+        draw.line((x, 0, x, ground_px), _GRID, line_px)
+    for index in range(25):
+        y = round(ground_px - index * step_px)
+        draw.line((0, y, size_px, y), _GRID if index else _GROUND, line_px)
+
+    margin_px = max(2, round(0.03 * size_px))
+    font = ImageFont.load_default(size=max(10.0, 0.042 * size_px))
+    low_px = size_px - margin_px
+    draw.line((margin_px, low_px, margin_px + step_px, low_px), _TEXT, 2 * line_px)
+    for anchor, x, y, text in (
+        ("la", margin_px, margin_px, caption),
+        ("ls", margin_px, low_px - margin_px // 2 - line_px, f"{step_mm / 1000:g} m"),
+        ("rs", low_px, low_px - margin_px // 2 - line_px, "grey: reference" * has_reference),
+    ):
+        draw.text((x, y), _shortened(text, font, size_px - 2 * margin_px), _TEXT, font, anchor)
+    return canvas
+
+
 def _finite(array: ArrayLike) -> np.ndarray:
     """Float64 with NaN for infinity and nothing so far out that its square would overflow."""
     array = np.asarray(array, float)
     return np.where(np.isfinite(array), np.clip(array, -_FAR_PX, _FAR_PX), np.nan)
 
 
-def _check_shape(name: str, array: np.ndarray, expected: tuple[int, ...]) -> None:
+def _check_shape(where: str, name: str, array: np.ndarray, expected: tuple[int, ...]) -> None:
     if array.shape != expected:
-        raise DataError(f"draw_poses: found {name} of shape {array.shape}, expected {expected}")
+        raise DataError(f"{where}: found {name} of shape {array.shape}, expected {expected}")
 
 
 def _shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
@@ -170,12 +314,15 @@ def _draw_person(
     drawn: np.ndarray,
     box_xyxy: np.ndarray,
     skeleton: Skeleton,
+    side_colours: Mapping[str, tuple[int, int, int]] = SIDE_COLOURS,
+    line_px: float | None = None,
 ) -> None:
     boxed = np.isfinite(box_xyxy).all()
     if not drawn.any() and not boxed:
         return
     corners_px = box_xyxy.reshape(2, 2)
-    line_px = _line_width_px(canvas, corners_px if boxed else keypoints_px[drawn])
+    if line_px is None:
+        line_px = _line_width_px(canvas, corners_px if boxed else keypoints_px[drawn])
     casing_px = max(1.0, 0.5 * line_px)
 
     if boxed:
@@ -187,7 +334,7 @@ def _draw_person(
         for start, end in sides:
             _line(canvas, start, end, 0.5 * line_px, SIDE_COLOURS["middle"], 0.9)
 
-    colours = [SIDE_COLOURS[skeleton.side(joint)] for joint in range(len(drawn))]
+    colours = [side_colours[skeleton.side(joint)] for joint in range(len(drawn))]
     with_sigma = np.flatnonzero(drawn & (sigma_px > 0).all(axis=-1))
     outline_px = max(1.0, 0.5 * line_px)
     for joint in with_sigma:
@@ -204,7 +351,7 @@ def _draw_person(
     for start, end in bones:
         ends = {skeleton.side(start), skeleton.side(end)} - {"middle"}
         side = ends.pop() if len(ends) == 1 else "middle"
-        _line(canvas, keypoints_px[start], keypoints_px[end], line_px, SIDE_COLOURS[side], 1.0)
+        _line(canvas, keypoints_px[start], keypoints_px[end], line_px, side_colours[side], 1.0)
 
     radius_px = max(1.5, line_px)
     for joint in np.flatnonzero(drawn):

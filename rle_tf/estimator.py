@@ -8,7 +8,7 @@ from rle_tf.errors import ModelError
 from rle_tf.flow import RealNVP
 from rle_tf.losses import PoseLoss
 
-# In unit coordinates, as is usual for regression heads: 5 % of the crop's sides.
+# In unit coordinates, as is usual for regression heads: 5 % of the crop's sides, 100 mm.
 PCK_THRESHOLD = 0.05
 
 
@@ -18,18 +18,20 @@ class PoseEstimator(keras.Model):
 
     A plain `keras.Model`: `compile(optimizer)`, then `fit`, `evaluate` and `save`. (Import this
     class before `keras.saving.load_model` is to find it in a file.) It trains on batches of
-    (image, {"keypoints": (B, K, D), "weight": (B, K, D)}). Metrics: `loss`; `pck`, the share of
-    supervised joints closer than 5 % of the crop to the target; `sigma`, their mean sigma.
+    (input, {"keypoints": (B, K, D), "weight": (B, K, D)}). Metrics: `loss`; `pck`, the share of
+    supervised joints closer than 5 % of the crop (of depth: 100 mm) to the target; `sigma`, their
+    mean sigma.
 
     Args:
-        regressor: image (B, H, W, 3) -> {"mu": (B, K, D), "log_sigma": (B, K, D)}; all that is
-            needed at test time.
+        regressor: input -> {"mu": (B, K, D), "log_sigma": (B, K, D)}, an image regressor of
+            (B, H, W, 3) or a lifter of keypoints (B, K, 2); all that is needed at test time.
         loss: `RLELoss`, or another `PoseLoss`.
 
     Attributes:
         regressor: As given.
         loss: As given.
         flow: The loss's flow, `None` where it has none.
+        flow_2d: Its flow for people without depths, `None` where it has none.
 
     Raises:
         ModelError: if the regressor's outputs are others; in `fit`, if the target is.
@@ -39,8 +41,9 @@ class PoseEstimator(keras.Model):
         super().__init__(name=name)
         check_outputs(regressor, f"regressor '{regressor.name}'")
         self.regressor = regressor
-        # Keras tracks layers, not losses: held here, the flow is trained and saved.
+        # Keras tracks layers, not losses: held here, the flows are trained and saved.
         self.flow: RealNVP | None = loss.flow
+        self.flow_2d: RealNVP | None = loss.flow_2d
         self.loss = loss
         self._pck = keras.metrics.Mean("pck")
         self._sigma = keras.metrics.Mean("sigma")

@@ -61,15 +61,29 @@ def crop_boxes(
 
 
 def unit_to_image(points: np.ndarray, crop_boxes_xyxy: np.ndarray) -> np.ndarray:
-    """Unit coordinates (N, K, 2) in crops (N, 4) as image pixels (N, K, 2), float64."""
-    low, high = np.split(np.asarray(crop_boxes_xyxy, np.float64)[:, None], 2, axis=-1)
-    return low + (np.asarray(points, np.float64) + 0.5) * (high - low)
+    """Unit coordinates in crops as places in the image.
+
+    Args:
+        points: (N, K, D) in unit coordinates, D 2 or 3.
+        crop_boxes_xyxy: (N, 4) where the crops lie, image pixels.
+
+    Returns:
+        (N, K, D) float64: x and y in image pixels, a third coordinate in millimetres.
+    """
+    low = np.asarray(crop_boxes_xyxy, np.float64)[:, None, :2]
+    centred = np.array(points, np.float64)
+    centred[..., :2] += 0.5
+    image = unit_to_image_scale(centred, crop_boxes_xyxy)
+    image[..., :2] += low
+    return image
 
 
-def unit_to_image_scale(sigma: np.ndarray, crop_boxes_xyxy: np.ndarray) -> np.ndarray:
-    """Lengths along x and y (N, K, 2) in unit coordinates as image pixels (N, K, 2), float64."""
+def unit_to_image_scale(lengths: np.ndarray, crop_boxes_xyxy: np.ndarray) -> np.ndarray:
+    """Lengths along each axis (N, K, D) in unit coordinates, in the units of `unit_to_image`."""
     crop_boxes_xyxy = np.asarray(crop_boxes_xyxy, np.float64)
-    return sigma * (crop_boxes_xyxy[:, None, 2:] - crop_boxes_xyxy[:, None, :2])
+    size = crop_boxes_xyxy[:, 2:] - crop_boxes_xyxy[:, :2]
+    units = np.column_stack([size, np.full(len(size), DEPTH_MM)])[:, None]
+    return np.asarray(lengths, np.float64) * units[..., : np.shape(lengths)[-1]]
 
 
 def crop_affine(
@@ -144,3 +158,78 @@ def warp(image: tf.Tensor, matrix: tf.Tensor, image_size: tuple[int, int]) -> tf
         fill_mode="CONSTANT",
     )
     return tf.ensure_shape(crop[0], (*image_size, image.shape[-1]))
+
+
+def image_to_camera(keypoints: np.ndarray, cameras: np.ndarray) -> np.ndarray:
+    """Image pixels and depths as camera coordinates: the pinhole model, undone.
+
+        z = depth + root depth        x, y = (pixel - principal point) / focal length * z
+
+    Args:
+        keypoints: (N, K, 3) x and y in image pixels, depth in millimetres relative to the root.
+        cameras: (N, 5) focal length x, y and principal point x, y in pixels, depth of the root in
+            millimetres. A row with NaN gives NaN.
+
+    Returns:
+        `joints_mm` (N, K, 3) float64: x to the right, y down, z away from the camera.
+    """
+    focal_px, centre_px, root_mm = np.split(np.asarray(cameras, np.float64)[:, None], (2, 4), -1)
+    pixels, depth_mm = np.split(np.asarray(keypoints, np.float64), (2,), -1)
+    z_mm = depth_mm + root_mm
+    return np.concatenate([(pixels - centre_px) / focal_px * z_mm, z_mm], axis=-1)
+
+
+def camera_to_image(joints_mm: np.ndarray, cameras: np.ndarray) -> np.ndarray:
+    """The inverse of `image_to_camera`: `keypoints` (N, K, 3) float64 of `joints_mm` (N, K, 3).
+
+    Every joint must be in front of the camera, z above 0.
+    """
+    focal_px, centre_px, root_mm = np.split(np.asarray(cameras, np.float64)[:, None], (2, 4), -1)
+    xy_mm, z_mm = np.split(np.asarray(joints_mm, np.float64), (2,), -1)
+    return np.concatenate([xy_mm / z_mm * focal_px + centre_px, z_mm - root_mm], axis=-1)
+
+
+def procrustes_align(points: np.ndarray, references: np.ndarray) -> np.ndarray:
+    """Sets of points brought as close to their references as turning, scaling and moving can.
+
+    The similarity of each set is the least-squares one of Umeyama, "Least-squares estimation of
+    transformation parameters between two point patterns" (1991): a rotation, never a reflection,
+    one scale and a translation.
+
+    Args:
+        points: (N, K, D), D at least 2, finite.
+        references: (N, K, D), finite.
+
+    Returns:
+        (N, K, D) float64, finite. Where all points of a set, or of its reference, are one point,
+        the scale is 0 and every point comes to lie at the reference's mean.
+    """
+    points = np.asarray(points, np.float64)
+    references = np.asarray(references, np.float64)
+    target = references.mean(axis=1, keepdims=True)
+    points = points - points.mean(axis=1, keepdims=True)
+    left, stretch, right = np.linalg.svd(points.transpose(0, 2, 1) @ (references - target))
+    # Where the best orthogonal matrix mirrors, the best rotation has the least axis reversed.
+    mirrored = np.linalg.det(left @ right) < 0
+    sign = np.ones_like(stretch)
+    sign[mirrored, -1] = -1
+    spread = np.square(points).sum(axis=(1, 2))
+    scale = (stretch * sign).sum(axis=1) / np.where(spread > 0, spread, 1)
+    return scale[:, None, None] * (points @ (left * sign[:, None] @ right)) + target
+
+
+def screen_coordinates(keypoints_px: np.ndarray, image_wh: np.ndarray) -> np.ndarray:
+    """What a lifting regressor sees of keypoints (Pavllo et al., "3D human pose estimation in video
+    with temporal convolutions and semi-supervised training", CVPR 2019).
+
+    x = 2 px / w - 1 and y = 2 py / w - h / w: the width is -1 to 1, and the aspect is kept.
+
+    Args:
+        keypoints_px: (..., K, 2) image pixels.
+        image_wh: (..., 2) width and height of the image in pixels.
+
+    Returns:
+        (..., K, 2). NumPy arrays give an array, float32 tensors give a tensor.
+    """
+    size = image_wh[..., None, :]
+    return (2 * keypoints_px - size) / size[..., :1]

@@ -27,11 +27,12 @@ _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 class PoseLoss(keras.losses.Loss):
     """A loss over poses.
 
-    `flow` is the layer whose variables must be trained with the regressor's, or None: a Keras loss
-    tracks no variables, so the model that trains has to hold it.
+    `flow` and `flow_2d` are the layers whose variables must be trained with the regressor's, or
+    None: a Keras loss tracks no variables, so the model that trains has to hold them.
     """
 
     flow = None
+    flow_2d = None
 
     def __init__(self, name: str, reduction: str | None):
         super().__init__(name=name, reduction=reduction, dtype="float32")
@@ -109,6 +110,11 @@ class RLELoss(PoseLoss):
     constant of a Gaussian. `base="gaussian"` replaces the last term by `r^2 / 2`. A coordinate of
     weight 0 enters its joint's G as a residual of 0.
 
+    Mixed supervision, D = 3: with a `flow_2d`, people none of whose depths has a weight take that
+    flow's density of (x, y) as G. Each flow sees the people of its kind alone, and its gradient is
+    exactly 0 in a batch without any. Without `flow_2d` such people have no G in the paper's
+    convention.
+
     A density may exceed 1, so the loss may go below 0.
 
     Values and gradients stay finite for errors up to 1e6 with log_sigma down to -80: where
@@ -123,10 +129,12 @@ class RLELoss(PoseLoss):
         convention: "paper" or "official".
         reduction: that of `keras.losses.Loss`.
         name: name of the loss.
+        flow_2d: the flow of two dimensions for people without depths, where D = 3.
 
     Raises:
-        ModelError: unknown `base` or `convention`; when called, the flow's dimensions are not D or
-            the shapes of target and output differ.
+        ModelError: unknown `base` or `convention`; a `flow_2d` that is none or is given beside a
+            flow of other than three dimensions; when called, the flow's dimensions are not D or the
+            shapes of target and output differ.
     """
 
     def __init__(
@@ -136,6 +144,8 @@ class RLELoss(PoseLoss):
         convention: str = "paper",
         reduction: str | None = "sum_over_batch_size",
         name: str = "rle_loss",
+        *,
+        flow_2d: keras.layers.Layer | None = None,
     ):
         if base not in _BASES:
             raise ModelError(f"RLELoss: base is {base!r}, expected one of {', '.join(_BASES)}")
@@ -143,8 +153,14 @@ class RLELoss(PoseLoss):
             raise ModelError(
                 f"RLELoss: convention is {convention!r}, expected one of {', '.join(_CONVENTIONS)}"
             )
+        if flow_2d is not None and (flow.dims, flow_2d.dims) != (3, 2):
+            raise ModelError(
+                f"RLELoss: flow has {flow.dims} dimensions and flow_2d {flow_2d.dims}, expected 3 "
+                "and 2"
+            )
         super().__init__(name, reduction)
         self.flow = flow
+        self.flow_2d = flow_2d
         self.base = base
         self.convention = convention
 
@@ -172,21 +188,35 @@ class RLELoss(PoseLoss):
 
         if self.convention == "paper":
             per_coordinate = _BASES[self.base](residual) + log_sigma
-            log_g = self.flow.log_prob(residual)
-            per_joint = tf.reduce_sum(weight * per_coordinate, axis=-1)
-            per_joint -= tf.reduce_min(weight, axis=-1) * log_g
+            log_g, joint_weight = self._log_g(residual, weight)
+            per_joint = tf.reduce_sum(weight * per_coordinate, axis=-1) - joint_weight * log_g
         else:
             if self.base == "laplace":
                 base_term = _official_laplace(residual, inverse_sigma)
             else:
                 base_term = _gaussian(residual)
-            log_g = self.flow.log_prob(-residual)[..., None]
-            per_joint = tf.reduce_sum(weight * (base_term + 2 * log_sigma - log_g), axis=-1)
+            log_g, _ = self._log_g(-residual, weight)
+            per_coordinate = base_term + 2 * log_sigma - log_g[..., None]
+            per_joint = tf.reduce_sum(weight * per_coordinate, axis=-1)
         return tf.reduce_sum(per_joint, axis=-1)
+
+    def _log_g(self, residual, weight):
+        """Log density of residuals (B, K, D), and the smallest weight it is made of; (B, K)."""
+        if self.flow_2d is None:
+            return self.flow.log_prob(residual), tf.reduce_min(weight, axis=-1)
+        # Both flows see everybody, which keeps shapes static (XLA, replicas); those of the other
+        # kind as residuals of 0, whose density is finite, is not used and so has no gradient.
+        deep = tf.reduce_any(weight[..., 2] != 0, axis=1)[:, None]
+        of_3d = self.flow.log_prob(tf.where(deep[..., None], residual, 0.0))
+        of_2d = self.flow_2d.log_prob(tf.where(deep[..., None], 0.0, residual[..., :2]))
+        log_g = tf.where(deep, of_3d, of_2d)
+        planar_weight = tf.reduce_min(weight[..., :2], axis=-1)
+        return log_g, tf.where(deep, tf.reduce_min(weight, axis=-1), planar_weight)
 
     def get_config(self):
         return {
             "flow": keras.saving.serialize_keras_object(self.flow),
+            "flow_2d": keras.saving.serialize_keras_object(self.flow_2d),
             "base": self.base,
             "convention": self.convention,
             **super().get_config(),
@@ -194,5 +224,9 @@ class RLELoss(PoseLoss):
 
     @classmethod
     def from_config(cls, config):
-        flow = keras.saving.deserialize_keras_object(config["flow"])
-        return cls(**{**config, "flow": flow})
+        # Files from before there was a second flow do not name it.
+        flows = {
+            key: keras.saving.deserialize_keras_object(config.get(key))
+            for key in ("flow", "flow_2d")
+        }
+        return cls(**{**config, **flows})

@@ -192,6 +192,132 @@ def coverage(
     return float((error_px <= factor * sigma_px).mean())
 
 
+def joint_errors_mm(predicted_mm: ArrayLike, reference_mm: ArrayLike, root: int) -> np.ndarray:
+    """How far each joint is off after both poses are moved so that their roots coincide.
+
+    The mean of these is the MPJPE (Ionescu et al., "Human3.6M", PAMI 2014).
+
+    Args:
+        predicted_mm: (N, K, 3).
+        reference_mm: (N, K, 3).
+        root: Index of the joint moved to the origin, as in `Skeleton.root`; its error is 0.
+
+    Returns:
+        (N, K) float64, millimetres.
+
+    Raises:
+        DataError: The shapes differ or are not those, or a coordinate is not finite.
+    """
+    predicted_mm, reference_mm = _checked_joints("joint_errors_mm", predicted_mm, reference_mm)
+    difference_mm = predicted_mm - reference_mm
+    return np.linalg.norm(difference_mm - difference_mm[:, [root]], axis=-1)
+
+
+def pa_joint_errors_mm(predicted_mm: ArrayLike, reference_mm: ArrayLike) -> np.ndarray:
+    """How far each joint is off after the similarity that brings each pose closest.
+
+    The mean of these is the PA-MPJPE, also called P-MPJPE or reconstruction error. Every joint
+    given takes part in the alignment.
+
+    Args:
+        predicted_mm: (N, K, 3), moved as `geometry.procrustes_align` does.
+        reference_mm: (N, K, 3).
+
+    Returns:
+        (N, K) float64, millimetres.
+
+    Raises:
+        DataError: The shapes differ or are not those, or a coordinate is not finite.
+    """
+    # Not at the top: geometry takes TensorFlow with it, for which the other metrics do not wait.
+    from rle_tf.geometry import procrustes_align
+
+    predicted_mm, reference_mm = _checked_joints("pa_joint_errors_mm", predicted_mm, reference_mm)
+    return np.linalg.norm(procrustes_align(predicted_mm, reference_mm) - reference_mm, axis=-1)
+
+
+def pose3d_scores(
+    predicted_mm: ArrayLike, reference_mm: ArrayLike, actions: Sequence[str], root: int
+) -> dict[str, float]:
+    """The numbers that 3D poses are compared by, over the joints given.
+
+    Args:
+        predicted_mm: (N, K, 3), N at least 1.
+        reference_mm: (N, K, 3).
+        actions: (N,) what each person is doing.
+        root: Index of the joint that both poses are moved to, as in `Skeleton.root`. It counts as
+            a joint, as in the authors' code.
+
+    Returns:
+        In this order:
+        `"MPJPE"`, `"PA-MPJPE"`: means over all people and joints, in millimetres; what the authors'
+            code reports.
+        `"MPJPE_by_action"`, `"PA-MPJPE_by_action"`: means of the actions' means, "Avg." in the
+            tables of the literature.
+        `"PCK3D@150mm"`: share of the joints less than 150 mm off, roots aligned, in [0, 1].
+        `"AUC"`: mean of that share at 0, 5, ..., 150 mm. Both as Mehta et al., "Monocular 3D Human
+            Pose Estimation in the Wild Using Improved CNN Supervision" (3DV 2017) score
+            MPI-INF-3DHP. No joint is less than 0 mm off: a perfect pose has 30/31.
+        `"MPJPE/<action>"` and `"PA-MPJPE/<action>"` for one action after the other, sorted.
+
+    Raises:
+        DataError: Nobody is given, the shapes differ or are not those, or a coordinate is not
+            finite.
+    """
+    errors_mm = joint_errors_mm(predicted_mm, reference_mm, root)
+    people = len(errors_mm)
+    actions = np.asarray(actions, str)
+    if not people or actions.shape != (people,):
+        raise DataError(
+            f"pose3d_scores: found {people} people and actions of shape {actions.shape}, "
+            "expected at least one person and one action for each"
+        )
+    errors = {"MPJPE": errors_mm, "PA-MPJPE": pa_joint_errors_mm(predicted_mm, reference_mm)}
+    by_action = {
+        f"{name}/{action}": float(values[actions == action].mean())
+        for action in sorted(set(actions.tolist()))
+        for name, values in errors.items()
+    }
+    averages = {
+        f"{name}_by_action": float(
+            np.mean([value for key, value in by_action.items() if key.startswith(f"{name}/")])
+        )
+        for name in errors
+    }
+    correct = [float((errors_mm < threshold_mm).mean()) for threshold_mm in range(0, 151, 5)]
+    return (
+        {name: float(values.mean()) for name, values in errors.items()}
+        | averages
+        | {"PCK3D@150mm": correct[-1], "AUC": float(np.mean(correct))}
+        | by_action
+    )
+
+
+def _checked_joints(
+    where: str, predicted_mm: ArrayLike, reference_mm: ArrayLike
+) -> tuple[np.ndarray, np.ndarray]:
+    poses_mm = {
+        "predicted_mm": np.asarray(predicted_mm, float),
+        "reference_mm": np.asarray(reference_mm, float),
+    }
+    predicted_mm, reference_mm = poses_mm.values()
+    shape = reference_mm.shape
+    if predicted_mm.shape != shape or len(shape) != 3 or shape[1] < 1 or shape[2] != 3:
+        raise DataError(
+            f"{where}: found predicted_mm of shape {predicted_mm.shape} and reference_mm of shape "
+            f"{shape}, expected (N, K, 3) twice"
+        )
+    for name, joints_mm in poses_mm.items():
+        bad = ~np.isfinite(joints_mm).all(axis=-1)
+        if bad.any():
+            row, joint = np.argwhere(bad)[0]
+            raise DataError(
+                f"{where}: found {joints_mm[row, joint].tolist()} at {name}[{row}], joint {joint}, "
+                "expected finite millimetres"
+            )
+    return predicted_mm, reference_mm
+
+
 def _masked_mean(values: np.ndarray, mask: np.ndarray, axis: int) -> np.ndarray:
     """The mean along an axis where the mask holds; NaN where it holds nowhere."""
     count = mask.sum(axis=axis)

@@ -16,11 +16,12 @@ import tensorflow as tf
 from PIL import Image, ImageOps
 
 from rle_tf import geometry
-from rle_tf.data.coco import is_box
+from rle_tf.data.annotations import is_box
+from rle_tf.data.crops import decode
 from rle_tf.data.source import Poses
 from rle_tf.drawing import draw_poses
 from rle_tf.errors import DataError, ModelError
-from rle_tf.evaluation import decode, flip_back, forward_function
+from rle_tf.evaluation import flip_back, forward_function
 from rle_tf.export.savedmodel import read_metadata
 from rle_tf.run_folder import RunFolder
 from rle_tf.skeletons import Skeleton
@@ -83,9 +84,10 @@ def load_predictor(model: Path | str, flip_test: bool = False) -> Predictor:
     if (model / "config.yaml").is_file():
         folder = RunFolder(model)
         config, regressor = folder.load()
-        input_format = config.data.input_format
+        input_format = config.input_format
+        _check_sees_images(input_format.reads_images, model)
         skeleton = config.data.source.skeleton
-        regress = forward_function(regressor, skeleton, flip_test)
+        regress = forward_function(regressor, skeleton, input_format, flip_test)
         return Predictor(
             skeleton,
             input_format.image_size,
@@ -106,6 +108,7 @@ def load_predictor(model: Path | str, flip_test: bool = False) -> Predictor:
 
 def _from_savedmodel(folder: Path, flip_test: bool) -> Predictor:
     metadata = read_metadata(folder)
+    _check_sees_images(metadata["input"] == "image", folder)
     loaded = tf.saved_model.load(str(folder))
     skeleton = Skeleton(
         name=metadata["skeleton"],
@@ -122,7 +125,9 @@ def _from_savedmodel(folder: Path, flip_test: bool) -> Predictor:
         output = signature(image=crops)
         if not flip_test:
             return output
-        mirrored = flip_back(signature(image=crops[:, :, ::-1]), skeleton.flip_permutation, width)
+        mirrored = flip_back(
+            signature(image=crops[:, :, ::-1]), skeleton.flip_permutation, 1 / width
+        )
         return {key: (output[key] + mirrored[key]) / 2 for key in ("mu", "sigma")}
 
     return Predictor(
@@ -132,6 +137,13 @@ def _from_savedmodel(folder: Path, flip_test: bool) -> Predictor:
         np.array(metadata["spread"], float),
         forward,
     )
+
+
+def _check_sees_images(sees_images: bool, model: Path) -> None:
+    if not sees_images:
+        raise ModelError(
+            f"{model}: a lifter, which takes keypoints; expected a model that looks at images"
+        )
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -194,7 +206,9 @@ def predict_images(
     Returns:
         What the JSON holds: a dict an image with `image` and `people`, each person with
         `box_xywh`, `score` and `joints`: `name`, `x`, `y`, `sigma_x`, `sigma_y` (pixels of the
-        image; null where the model was trained without a flow) and `confidence` (1 - mean sigma).
+        image; sigmas are null where the model was trained without a flow), of a 3D model `depth_mm`
+        and `sigma_depth_mm` (away from the camera, relative to the root), and `confidence`
+        (1 - mean sigma).
 
     Raises:
         DataError: for an image that cannot be read, or a box without area inside its image.
@@ -218,8 +232,8 @@ def predict_images(
         poses = predictor(image, boxes_xyxy)
         drawn = draw_poses(
             image,
-            poses.keypoints_px,
-            poses.sigma_px,
+            poses.keypoints[..., :2],
+            poses.sigmas[..., :2],
             predictor.skeleton,
             boxes_xyxy=None if key is None else boxes_xyxy,
         )
@@ -239,24 +253,27 @@ def predict_images(
     return predictions
 
 
+# What a joint's coordinates and their sigmas are called in predictions.json, to what precision.
+_COORDINATES = (("x", "sigma_x", 2), ("y", "sigma_y", 2), ("depth_mm", "sigma_depth_mm", 1))
+
+
 def _people(poses: Poses, boxes_xywh: np.ndarray, skeleton: Skeleton) -> list[dict]:
     people = []
     for row, box in enumerate(boxes_xywh):
-        joints = zip(
-            skeleton.joints,
-            poses.keypoints_px[row].round(2).tolist(),
-            [[None if math.isnan(s) else round(s, 3) for s in xy] for xy in poses.sigma_px[row]],
-            poses.joint_scores[row].round(4).tolist(),
-            strict=True,
-        )
+        joints = []
+        for joint, name in enumerate(skeleton.joints):
+            entry = {"name": name}
+            values = zip(poses.keypoints[row, joint], poses.sigmas[row, joint], strict=True)
+            for (value, sigma), (key, sigma_key, digits) in zip(values, _COORDINATES, strict=False):
+                entry[key] = round(float(value), digits)
+                entry[sigma_key] = None if math.isnan(sigma) else round(float(sigma), digits + 1)
+            entry["confidence"] = round(float(poses.joint_scores[row, joint]), 4)
+            joints.append(entry)
         people.append(
             {
                 "box_xywh": box.tolist(),
                 "score": round(float(poses.person_scores[row]), 4),
-                "joints": [
-                    {"name": name, "x": x, "y": y, "sigma_x": sx, "sigma_y": sy, "confidence": c}
-                    for name, (x, y), (sx, sy), c in joints
-                ],
+                "joints": joints,
             }
         )
     return people

@@ -33,6 +33,11 @@ class Skeleton:
             permutation[left], permutation[right] = right, left
         return tuple(permutation)
 
+    @property
+    def root(self) -> int | None:
+        """Index of the joint that depths are relative to, the pelvis; None where there is none."""
+        return self.joints.index("pelvis") if "pelvis" in self.joints else None
+
     def side(self, joint: int) -> str:
         """`"left"`, `"right"` or `"middle"`: the side of the body that a joint index is on."""
         prefix = self.joints[joint].split("_")[0]
@@ -105,3 +110,13 @@ H36M18 = Skeleton(
 )  # fmt: skip
 
 SKELETONS = {skeleton.name: skeleton for skeleton in (COCO17, LSP14, MPII16, H36M18)}
+
+# One name for what datasets call differently.
+_SYNONYMS = {"upper_neck": "neck"}
+
+
+def joint_map(source: Skeleton, target: Skeleton) -> tuple[int | None, ...]:
+    """For each joint of `target` the index of the same joint in `source`, or None."""
+    names = [_SYNONYMS.get(joint, joint) for joint in source.joints]
+    wanted = [_SYNONYMS.get(joint, joint) for joint in target.joints]
+    return tuple(names.index(name) if name in names else None for name in wanted)

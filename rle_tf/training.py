@@ -9,7 +9,12 @@ import numpy as np
 
 from rle_tf.callbacks import Drawings, Evaluate, History, Save, StopAtNaN
 from rle_tf.config import RunConfig, load_config
-from rle_tf.data.pipeline import evaluation_batches, named_image_errors, training_batches
+from rle_tf.data.pipeline import (
+    epoch_size,
+    evaluation_batches,
+    named_image_errors,
+    training_batches,
+)
 from rle_tf.data.source import Source
 from rle_tf.distribution import make_strategy
 from rle_tf.errors import ConfigError, DataError
@@ -74,11 +79,12 @@ def train(
     source, scored = config.open_source("train"), config.open_source("val")
     annotated = config.evaluate.boxes == "ground_truth"
     validation = scored if annotated else config.open_source("val", boxes="ground_truth")
-    steps_per_epoch = max(1, len(source.records) // batch_size)
+    steps_per_epoch = config.train.steps_per_epoch or max(1, epoch_size(source.parts) // batch_size)
 
     keras.utils.set_random_seed(config.seed)
     built = config
-    if resume and folder.checkpoints.steps():  # which hold the weights that it started from
+    # A checkpoint holds the weights that the run started from.
+    if resume and folder.checkpoints.steps() and config.model.kind == "image":
         built = config.model_copy(
             update={"model": config.model.model_copy(update={"weights": None})}
         )
@@ -109,14 +115,15 @@ def train(
             training_batches(
                 source.records,
                 source.skeleton,
-                config.data.input_format,
+                config.input_format,
                 config.data.augmentation,
                 batch_size=batch_size,
                 seed=config.seed,
                 start=start * batch_size,
+                parts=source.parts,
             ),
             validation_data=evaluation_batches(
-                held_out, source.skeleton, config.data.input_format, batch_size=batch_size
+                held_out, source.skeleton, config.input_format, batch_size=batch_size
             )
             if len(held_out)
             else None,
@@ -129,7 +136,10 @@ def train(
         )
 
     try:
-        with named_image_errors(source.records), named_image_errors(held_out):
+        with (
+            named_image_errors(source.records, config.input_format),
+            named_image_errors(held_out, config.input_format),
+        ):
             epoch, done = divmod(start, steps_per_epoch)
             if done:  # the rest of the epoch that was interrupted
                 fit(start, epoch + 1, steps_per_epoch - done)
@@ -164,7 +174,7 @@ def evaluate_run(
     scores, results = evaluate(
         regressor,
         source,
-        config.data.input_format,
+        config.input_format,
         batch_size=config.evaluate.batch_size,
         flip_test=config.evaluate.flip_test,
         spread=spread,
@@ -176,7 +186,8 @@ def evaluate_run(
 
 # What may change between the parts of a run that is resumed, and all of `evaluate`.
 _RESUMABLE = {"train.epochs", "train.evaluate_every", "train.drawn_people", "train.strategy",
-              "train.keep_checkpoints", "data.source.root", "model.weights"}  # fmt: skip
+              "train.keep_checkpoints", "model.weights", "data.source.root",
+              "data.source.first.root", "data.source.second.root"}  # fmt: skip
 
 
 def _claim(folder: RunFolder, config: RunConfig, resume: bool) -> None:

@@ -131,7 +131,7 @@ def test_bad_forms_of_overrides(recipe, override, message):
     [
         ("sede=3", "sede: unknown key; did you mean 'seed'? valid keys: name, seed, data, model,"),
         ("train.batchsize=3", "train.batchsize: unknown key; did you mean 'batch_size'? valid "
-         "keys: batch_size, epochs, learning_rate, drop_epochs, "),
+         "keys: batch_size, epochs, steps_per_epoch, learning_rate, drop_epochs, "),
         ("data.source.rot=3", "data.source.rot: unknown key; did you mean 'root'? valid keys: "
          "kind, root, train, val"),
         ("data.source.train.anotations=a", "data.source.train.anotations: unknown key; did you "
@@ -174,7 +174,7 @@ def test_a_typo_is_answered_with_the_valid_keys(recipe, override, message):
         ("data.image_size=[64]", "data.image_size.1: missing"),
         ("data.image_size=64", "data.image_size: found 64; expected a valid array"),
         ("data.std=[1, 1, 0]", "data.std.2: found 0; expected greater than 0"),
-        ("data.source.kind=lsp", "data.source.kind: found \"lsp\"; expected one of 'coco', 'synt"),
+        ("data.source.kind=lsp", "data.source.kind: found \"lsp\"; expected one of 'coco', 'h36m', 'mp"),
         ("data.source={root: here}", "data.source.kind: missing"),
         ("data.source=here", 'data.source: found "here"; expected '),
         ("data.source.root=3", "data.source.root: found 3; expected a valid string"),

@@ -2,12 +2,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rle_tf.drawing import SIDE_COLOURS, contact_sheet, draw_poses
+from rle_tf.drawing import SIDE_COLOURS, contact_sheet, draw_poses, draw_views
 from rle_tf.errors import DataError
-from rle_tf.skeletons import COCO17, LSP14, Skeleton
+from rle_tf.skeletons import COCO17, H36M18, LSP14, Skeleton
 
 GREY = 110
 DOT = Skeleton("dot", ("nose",), (), (), ())
+ARMS = Skeleton("arms", ("pelvis", "left_wrist", "right_wrist"), ((1, 2),), ((0, 1), (0, 2)), ())
+ARMS_MM = np.array([[123, 456, 5000], [523, 156, 5300], [-77, 756, 4500]], float)
 
 
 def grey(width=200, height=160):
@@ -215,6 +217,156 @@ def test_a_real_photograph(coco_sample):
     drawn = draw_poses(image, keypoints_px, np.full_like(keypoints_px, 10), COCO17)
     x, y = np.rint(keypoints_px[0, 0]).astype(int)
     assert tuple(pixels(drawn)[y, x]) == SIDE_COLOURS["middle"]
+
+
+# Views of 3D poses, on canvases of 240 pixels where a pixel is a centimetre
+
+
+def colour_at(image, x, y):
+    return tuple(pixels(image)[round(y), round(x)])
+
+
+def near_colour(image, colour):
+    """Columns and rows of the pixels that have a colour."""
+    y, x = np.nonzero((pixels(image) == colour).all(axis=-1))
+    return x, y
+
+
+def test_the_viewer_walks_to_the_camera_s_right():
+    yaws_deg = (0, 90, 180, -90, 360, 30)
+    images = draw_views(ARMS_MM, ARMS, 240, yaws_deg=yaws_deg)
+    assert [(image.size, image.mode) for image in images] == [((240, 240), "RGB")] * 6
+    relative_px = (ARMS_MM - ARMS_MM[0]) / 10
+    for image, yaw_deg in zip(images, yaws_deg, strict=True):
+        angle = np.deg2rad(yaw_deg)
+        across = relative_px[:, 0] * np.cos(angle) + relative_px[:, 2] * np.sin(angle)
+        for joint, side in enumerate(("middle", "left", "right")):
+            found = colour_at(image, 119.5 + across[joint], 119.5 + relative_px[joint, 1])
+            assert found == SIDE_COLOURS[side], (yaw_deg, side)
+    left_x = [near_colour(image, SIDE_COLOURS["left"])[0].max() for image in images]
+    assert left_x[0] > left_x[1] > 135 and left_x[2] < 125 and left_x[3] < 125
+
+
+def test_a_view_does_not_depend_on_where_the_person_is():
+    here, there = (draw_views(ARMS_MM + shift, ARMS, 240) for shift in (0, (3000, -500, 900)))
+    assert len(here) == 2
+    for one, other in zip(here, there, strict=True):
+        assert (pixels(one) == pixels(other)).all()
+
+
+def test_people_have_one_scale_unless_they_do_not_fit():
+    reach_px = []
+    for size in (0.5, 1, 4, 40):
+        image = draw_views(ARMS_MM * size, ARMS, 240, yaws_deg=[0])[0]
+        x, y = near_colour(image, SIDE_COLOURS["left"])
+        assert x.max() < 238 and y.min() > 20
+        reach_px.append(x.max() - 119.5)
+    assert reach_px[1] - reach_px[0] == pytest.approx(20, abs=1.5)
+    # What is too large fills the same part of the canvas, whatever its size.
+    assert reach_px[2] == pytest.approx(reach_px[3], abs=1)
+    assert reach_px[1] < reach_px[2] < 4 * reach_px[0]
+    # A reference that does not fit counts too.
+    reference_mm = ARMS_MM + 3 * (ARMS_MM - ARMS_MM[0])
+    wide = draw_views(ARMS_MM, ARMS, 240, reference_mm=reference_mm, yaws_deg=[0])[0]
+    assert near_colour(wide, SIDE_COLOURS["left"])[0].max() < 119.5 + 0.6 * reach_px[1]
+
+
+def test_what_is_near_covers_what_is_far():
+    crossed = np.array([[0, 0, 0], [300, 300, 100], [300, 300, -100]], float)
+    front, back = draw_views(crossed, ARMS, 240, yaws_deg=(0, 180))
+    # The pixels whose centres are on the bones, half-way.
+    assert colour_at(front, 134, 119) == SIDE_COLOURS["right"]
+    assert colour_at(back, 105, 119) == SIDE_COLOURS["left"]
+
+
+def test_ellipses_turn_with_the_view():
+    joints_mm = np.full((1, 3), 50.0)
+    plain = draw_views(joints_mm, DOT, 240, yaws_deg=(0, 90, 45))
+    sigma_mm = np.array([[100, 50, 300]])
+    images = draw_views(joints_mm, DOT, 240, sigma_mm=sigma_mm, yaws_deg=(0, 90, 45))
+    expected = 10.0, 30.0, np.hypot(10, 30) / np.sqrt(2)
+    for image, without, sigma_px in zip(images, plain, expected, strict=True):
+        changed = (pixels(image) != pixels(without)).any(axis=-1)
+        columns, rows = (np.flatnonzero(changed.any(axis=axis)) for axis in (0, 1))
+        assert np.ptp(columns) == pytest.approx(4 * sigma_px, abs=2)
+        assert np.ptp(rows) == pytest.approx(4 * 5, abs=2)
+    for bad in (np.nan, -300, 0):
+        broken = draw_views(joints_mm, DOT, 240, sigma_mm=[[100, 50, bad]], yaws_deg=(0, 90, 45))
+        assert [pixels(one).tolist() for one in broken] == [pixels(one).tolist() for one in plain]
+
+
+def test_the_reference_is_grey_beneath_the_pose():
+    plain = draw_views(ARMS_MM, ARMS, 240, yaws_deg=[0])[0]
+    shifted = ARMS_MM + (0, 50, 0)
+    image = draw_views(ARMS_MM, ARMS, 240, reference_mm=shifted, yaws_deg=[0])[0]
+    red, green, blue = colour_at(image, 119.5 + 40, 119.5 - 30 + 5 - 2.5)
+    assert max(red, green, blue) - min(red, green, blue) < 20 and red > 140
+    covered = draw_views(ARMS_MM, ARMS, 240, reference_mm=ARMS_MM, yaws_deg=[0])[0]
+    x, y = near_colour(plain, SIDE_COLOURS["left"])
+    assert (pixels(covered)[y, x] == SIDE_COLOURS["left"]).all()
+
+
+def test_joints_of_a_view_that_are_not_finite_are_left_out():
+    joints_mm = ARMS_MM.copy()
+    joints_mm[1, 2] = np.nan
+    for image in draw_views(joints_mm, ARMS, 240, reference_mm=joints_mm, yaws_deg=(0, 90)):
+        assert len(near_colour(image, SIDE_COLOURS["right"])[0])
+        assert not len(near_colour(image, SIDE_COLOURS["left"])[0])
+    # Without the root the axis is through the middle of the others.
+    joints_mm = ARMS_MM.copy()
+    joints_mm[0] = np.inf
+    image = draw_views(joints_mm, ARMS, 240, yaws_deg=[0])[0]
+    assert colour_at(image, 119.5 + 30, 119.5 - 30) == SIDE_COLOURS["left"]
+    assert colour_at(image, 119.5 - 30, 119.5 + 30) == SIDE_COLOURS["right"]
+    nobody = draw_views(np.full((3, 3), np.nan), ARMS, 240, sigma_mm=np.ones((3, 3)))
+    for image in nobody:
+        for colour in SIDE_COLOURS.values():
+            assert not len(near_colour(image, colour)[0])
+
+
+def test_everything_of_a_view_can_be_seen():
+    ground = colour_at(draw_views(ARMS_MM, ARMS, 240, yaws_deg=[0])[0], 238, 30)
+    for colour in SIDE_COLOURS.values():
+        assert np.abs(np.subtract(colour, ground)).max() > 90
+
+
+def test_views_are_captioned_by_where_they_are_from():
+    yaws_deg = (0, 45, -45, 90, 180)
+    dot = np.zeros((1, 3))
+    captions = [
+        pixels(image)[:24].tolist() for image in draw_views(dot, DOT, 240, yaws_deg=yaws_deg)
+    ]
+    assert all(one != other for i, one in enumerate(captions) for other in captions[:i])
+    again = draw_views(dot, DOT, 240, yaws_deg=[360, -315, 315, -270, -180])
+    assert [pixels(image)[:24].tolist() for image in again] == captions
+
+
+@pytest.mark.parametrize("size_px", [1, 2, 17, 640])
+def test_views_of_any_size_and_of_absurd_poses(size_px):
+    joints_mm = np.random.default_rng(0).normal(0, 400, (18, 3))
+    joints_mm[3], joints_mm[4] = 1e300, -1e300
+    images = draw_views(
+        joints_mm, H36M18, size_px, sigma_mm=np.full((18, 3), 1e300), reference_mm=-joints_mm
+    )
+    assert [image.size for image in images] == [(size_px, size_px)] * 2
+    assert draw_views(joints_mm, H36M18, size_px, yaws_deg=[]) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"joints_mm": np.zeros((1, 18, 3))}, r"joints_mm of shape \(1, 18, 3\), .*\(18, 3\)"),
+        ({"joints_mm": np.zeros((17, 3))}, r"draw_views: found joints_mm of shape \(17, 3\)"),
+        ({"sigma_mm": np.zeros((18, 2))}, r"sigma_mm of shape \(18, 2\), expected \(18, 3\)"),
+        ({"reference_mm": np.zeros((17, 3))}, r"reference_mm of shape \(17, 3\)"),
+        ({"size_px": 0}, "found a size of 0 px"),
+        ({"yaws_deg": (0, np.nan)}, r"yaws of \[0, nan\] deg, expected .*finite"),
+    ],
+)
+def test_views_of_what_is_no_pose_are_refused(arguments, message):
+    good = {"joints_mm": np.zeros((18, 3)), "size_px": 100}
+    with pytest.raises(DataError, match=message):
+        draw_views(skeleton=H36M18, **(good | arguments))
 
 
 def test_contact_sheet_has_equal_cells_in_reading_order():

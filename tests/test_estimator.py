@@ -13,7 +13,7 @@ from rle_tf.estimator import PoseEstimator
 from rle_tf.flow import RealNVP
 from rle_tf.losses import L1Loss, RLELoss
 from rle_tf.models.regressor import build_regressor
-from rle_tf.skeletons import LSP14
+from rle_tf.skeletons import H36M18, LSP14
 
 JOINTS = len(LSP14.joints)
 
@@ -35,6 +35,16 @@ def tiny_estimator(loss=None, regularizer=None) -> PoseEstimator:
     return estimator
 
 
+def mixed_estimator(loss=None, regularizer=None) -> PoseEstimator:
+    """As `tiny_estimator`, for people in 3D and people without depths."""
+    keras.utils.set_random_seed(1)
+    regressor = build_regressor(tiny_backbone(regularizer), H36M18, 3, (32, 32))
+    flow, flow_2d = (RealNVP(dims, layers=1, hidden=8) for dims in (3, 2))
+    estimator = PoseEstimator(regressor, loss or RLELoss(flow, flow_2d=flow_2d))
+    estimator.compile(keras.optimizers.Adam(1e-2))
+    return estimator
+
+
 def samples(count: int, seed: int = 0):
     """Images and targets that can be learned; a fifth of the joints is not labelled."""
     rng = np.random.default_rng(seed)
@@ -49,6 +59,32 @@ def batches(count: int = 16, batch_size: int = 4) -> tf.data.Dataset:
     return tf.data.Dataset.from_tensor_slices(samples(count)).batch(batch_size)
 
 
+def mixed_batches(count: int = 16, batch_size: int = 4) -> tf.data.Dataset:
+    """The first half of each batch in 3D, the second without depths."""
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(count, 32, 32, 3)).astype("float32")
+    centre = image.mean(axis=(1, 2))[:, None] * 5
+    shape = (count, len(H36M18.joints), 3)
+    keypoints = (centre + rng.normal(scale=0.1, size=shape)).astype("float32")
+    weight = (rng.uniform(size=(*shape[:2], 1)) > 0.2).astype("float32").repeat(3, axis=-1)
+    weight[:, H36M18.root, 2] = 0
+    weight[np.arange(count) % batch_size >= batch_size // 2, :, 2] = 0
+    keypoints[weight == 0] = np.nan
+    target = {"keypoints": keypoints, "weight": weight}
+    return tf.data.Dataset.from_tensor_slices((image, target)).batch(batch_size)
+
+
+MODELS = pytest.mark.parametrize(
+    ("make", "make_batches"),
+    [(tiny_estimator, batches), (mixed_estimator, mixed_batches)],
+    ids=["planar", "mixed"],
+)
+
+
+def flows_of(estimator: PoseEstimator) -> list[RealNVP]:
+    return [flow for flow in (estimator.flow, estimator.flow_2d) if flow is not None]
+
+
 def values(variables) -> list[np.ndarray]:
     return [variable.numpy() for variable in variables]
 
@@ -58,13 +94,16 @@ def assert_equal(found, expected):
         np.testing.assert_array_equal(a, b)
 
 
-def test_fit_moves_every_variable_of_regressor_and_flow():
-    estimator = tiny_estimator()
-    trained = {variable.path for variable in estimator.trainable_variables}
-    assert len(estimator.flow.trainable_variables) == 2 * 2 * 6
-    assert {variable.path for variable in estimator.flow.variables} <= trained
+@MODELS
+def test_fit_moves_every_variable_of_regressor_and_flows(make, make_batches):
+    estimator = make()
+    trained = {id(variable) for variable in estimator.trainable_variables}
+    assert len(flows_of(estimator)) == (2 if make is mixed_estimator else 1)
+    for flow in flows_of(estimator):
+        assert len(flow.trainable_variables) == len(flow.scale_nets) * 2 * 6
+        assert {id(variable) for variable in flow.variables} <= trained
     before = values(estimator.trainable_variables)
-    history = estimator.fit(batches(), shuffle=False, epochs=3, verbose=0).history
+    history = estimator.fit(make_batches(), shuffle=False, epochs=3, verbose=0).history
     for variable, value in zip(estimator.trainable_variables, before, strict=True):
         assert np.any(variable.numpy() != value), variable.path
     assert history["loss"][-1] < history["loss"][0]
@@ -83,19 +122,21 @@ def test_predict_and_evaluate():
     np.testing.assert_allclose(scores["loss"], np.mean(loss), rtol=1e-5)
 
 
-def test_a_saved_estimator_goes_on_where_it_was(tmp_path):
-    estimator = tiny_estimator()
-    estimator.fit(batches(), shuffle=False, epochs=2, verbose=0)
+@MODELS
+def test_a_saved_estimator_goes_on_where_it_was(tmp_path, make, make_batches):
+    estimator = make()
+    estimator.fit(make_batches(), shuffle=False, epochs=2, verbose=0)
     estimator.save(tmp_path / "estimator.keras")
     loaded = keras.saving.load_model(tmp_path / "estimator.keras")
 
     assert isinstance(loaded, PoseEstimator) and isinstance(loaded.loss, RLELoss)
-    assert loaded.loss.flow is loaded.flow
+    assert loaded.loss.flow is loaded.flow and loaded.loss.flow_2d is loaded.flow_2d
+    assert len(flows_of(loaded)) == len(flows_of(estimator))
     assert_equal(values(loaded.variables), values(estimator.variables))
     assert_equal(values(loaded.optimizer.variables), values(estimator.optimizer.variables))
     assert int(loaded.optimizer.iterations.numpy()) == 8
     for model in (estimator, loaded):
-        model.fit(batches(), shuffle=False, epochs=1, verbose=0)
+        model.fit(make_batches(), shuffle=False, epochs=1, verbose=0)
     assert_equal(values(loaded.trainable_variables), values(estimator.trainable_variables))
 
 
@@ -260,25 +301,30 @@ class StepLosses(keras.callbacks.Callback):
         self.losses.append(float(logs["loss"]))
 
 
-def train_on(strategy):
+def train_on(strategy, make, make_batches):
     """Five steps of 8 samples: losses of the steps, scores after them, weights."""
     with strategy.scope():
         keras.utils.set_random_seed(0)
-        loss = RLELoss(RealNVP(2, layers=1, hidden=8))
-        estimator = tiny_estimator(loss, regularizer=keras.regularizers.L2(1e-3))
+        if make is mixed_estimator:
+            flow, flow_2d = (RealNVP(dims, layers=1, hidden=8) for dims in (3, 2))
+        else:
+            flow, flow_2d = RealNVP(2, layers=1, hidden=8), None
+        estimator = make(RLELoss(flow, flow_2d=flow_2d), keras.regularizers.L2(1e-3))
         # Without Adam's division the weights tell the size of the gradients too.
         estimator.compile(keras.optimizers.SGD(1e-2, momentum=0.9))
     steps = StepLosses()
-    estimator.fit(batches(40, 8), shuffle=False, verbose=0, callbacks=[steps])
-    scores = estimator.evaluate(batches(10, 4), return_dict=True, verbose=0)
+    estimator.fit(make_batches(40, 8), shuffle=False, verbose=0, callbacks=[steps])
+    scores = estimator.evaluate(make_batches(10, 4), return_dict=True, verbose=0)
     return estimator, steps.losses, scores
 
 
-def test_two_replicas_do_what_one_device_does():
-    single, losses, scores = train_on(make_strategy("none", 8))
+@MODELS
+def test_two_replicas_do_what_one_device_does(make, make_batches):
+    """In a mix, one replica has all the people with depths and the other those without."""
+    single, losses, scores = train_on(make_strategy("none", 8), make, make_batches)
     strategy = make_strategy("mirrored", 8)
     assert strategy.num_replicas_in_sync == 2
-    mirrored, mirrored_losses, mirrored_scores = train_on(strategy)
+    mirrored, mirrored_losses, mirrored_scores = train_on(strategy, make, make_batches)
 
     assert len(losses) == 5
     np.testing.assert_allclose(mirrored_losses, losses, rtol=1e-5)
@@ -286,7 +332,8 @@ def test_two_replicas_do_what_one_device_does():
     # Momentum is the sum of gradients, those of the flow among them, without the rounding of the
     # weights that they change.
     variables = [[*model.variables, *model.optimizer.variables] for model in (mirrored, single)]
-    assert any("scale_0_dense_2_kernel_momentum" in v.path for v in variables[0])
+    momenta = [v for v in variables[0] if "scale_0_dense_2_kernel_momentum" in v.path]
+    assert len(momenta) == len(flows_of(single))
     for a, b in zip(*variables, strict=True):
         scale = np.abs(b.numpy()).max()
         assert scale > 0, b.path

@@ -6,12 +6,11 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from rle_tf.data.pipeline import InputFormat
+from rle_tf.data.crops import CropFormat, decode
 from rle_tf.data.source import Records
 from rle_tf.errors import DataError, ModelError
 from rle_tf.evaluation import (
     check_skeleton,
-    decode,
     evaluate,
     flip_back,
     forward_function,
@@ -20,7 +19,7 @@ from rle_tf.evaluation import (
 from rle_tf.models.regressor import build_regressor
 from rle_tf.skeletons import COCO17, LSP14
 
-INPUT = InputFormat((64, 32), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+INPUT = CropFormat((64, 32), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +51,7 @@ def records(tmp_path_factory) -> Records:
         boxes_xyxy=np.concatenate([low, low + rng.uniform(20, 50, (7, 2))], axis=1),
         keypoints=np.zeros((7, 17, 2), np.float32),
         labelled=np.ones((7, 17), bool),
+        cameras=np.full((7, 5), np.nan),
         areas=np.full(7, 1000.0),
         image_ids=np.arange(7) % 3,
         person_ids=np.arange(7),
@@ -71,7 +71,7 @@ class RecordingSource:
         return [{"score": float(score)} for score in poses.person_scores]
 
     def score(self, poses):
-        return {"people": float(len(poses.keypoints_px))}
+        return {"people": float(len(poses.keypoints))}
 
 
 def assert_same_poses(found, expected, rtol=1e-5):
@@ -86,12 +86,12 @@ def test_flip_test_and_decoding_give_the_reference(golden):
         sigma = np.repeat(1 - arrays[f"score{suffix}"], 2, axis=-1)
         return {"mu": tf.constant(arrays[f"mu{suffix}"]), "sigma": tf.constant(sigma)}
 
-    flipped = flip_back(output("_of_flipped_image"), COCO17.flip_permutation, 192)
+    flipped = flip_back(output("_of_flipped_image"), COCO17.flip_permutation, 1 / 192)
     average = {key: (output("")[key] + flipped[key]) / 2 for key in flipped}
     np.testing.assert_allclose(average["mu"], arrays["mu_flip_averaged"], atol=1e-6)
 
     poses = decode(average, arrays["crop_box_xyxy"], 0.0)
-    np.testing.assert_allclose(poses.keypoints_px, arrays["keypoints_px"], atol=1e-3)
+    np.testing.assert_allclose(poses.keypoints, arrays["keypoints_px"], atol=1e-3)
     np.testing.assert_allclose(poses.joint_scores, arrays["score_flip_averaged"][..., 0], atol=1e-6)
     np.testing.assert_allclose(
         poses.person_scores, arrays["person_score_without_detection"], atol=1e-5
@@ -104,8 +104,8 @@ def test_scores_and_sigma_of_a_person_by_hand():
         "sigma": np.array([[[0.1, 0.3], [0.2, 0.6]]]),
     }
     poses = decode(output, np.array([[10.0, 20.0, 50.0, 100.0]]), np.array([0.25]))
-    np.testing.assert_allclose(poses.keypoints_px, [[[30, 60], [50, 20]]])
-    np.testing.assert_allclose(poses.sigma_px, [[[4, 24], [8, 48]]])
+    np.testing.assert_allclose(poses.keypoints, [[[30, 60], [50, 20]]])
+    np.testing.assert_allclose(poses.sigmas, [[[4, 24], [8, 48]]])
     np.testing.assert_allclose(poses.joint_scores, [[0.8, 0.6]])
     np.testing.assert_allclose(poses.person_scores, [0.25 + 0.7 + 0.8])
 
@@ -117,9 +117,9 @@ def test_flipping_twice_changes_nothing(dims):
         key: tf.constant(rng.normal(size=(3, 17, dims)).astype("float32"))
         for key in ("mu", "sigma")
     }
-    once = flip_back(output, COCO17.flip_permutation, 96)
+    once = flip_back(output, COCO17.flip_permutation, 1 / 96)
     assert not np.allclose(once["mu"], output["mu"])
-    twice = flip_back(once, COCO17.flip_permutation, 96)
+    twice = flip_back(once, COCO17.flip_permutation, 1 / 96)
     for key, value in output.items():
         np.testing.assert_allclose(twice[key], value, atol=1e-6)
     # Depth has no side, and left is right.
@@ -132,32 +132,32 @@ def test_flipping_mirrors_pixel_positions():
     width, pixels = 96, np.array([0.0, 10.0, 95.0])
     mu = np.zeros((3, 17, 2), "float32")
     mu[..., 0] = (pixels / width - 0.5)[:, None]
-    flipped = flip_back({"mu": mu, "sigma": mu}, COCO17.flip_permutation, width)
+    flipped = flip_back({"mu": mu, "sigma": mu}, COCO17.flip_permutation, 1 / width)
     np.testing.assert_allclose(
         (flipped["mu"][:, 0, 0] + 0.5) * width, width - 1 - pixels, atol=1e-4
     )
 
 
 def test_the_flip_test_makes_mirrored_crops_agree(regressor):
-    forward = forward_function(regressor, COCO17, flip_test=True)
+    forward = forward_function(regressor, COCO17, INPUT, flip_test=True)
     image = np.random.default_rng(1).normal(size=(2, 64, 32, 3)).astype("float32")
     output, mirrored = forward(image), forward(image[:, :, ::-1].copy())
-    for key, value in flip_back(mirrored, COCO17.flip_permutation, 32).items():
+    for key, value in flip_back(mirrored, COCO17.flip_permutation, 1 / 32).items():
         np.testing.assert_allclose(value, output[key], atol=1e-5)
     # A symmetric image has symmetric poses, and without the flip test it has not.
     symmetric = image + image[:, :, ::-1]
     pose = forward(symmetric)
-    back = flip_back(pose, COCO17.flip_permutation, 32)
+    back = flip_back(pose, COCO17.flip_permutation, 1 / 32)
     np.testing.assert_allclose(back["mu"], pose["mu"], atol=1e-5)
-    plain = forward_function(regressor, COCO17, flip_test=False)(symmetric)
+    plain = forward_function(regressor, COCO17, INPUT, flip_test=False)(symmetric)
     assert not np.allclose(
-        flip_back(plain, COCO17.flip_permutation, 32)["mu"], plain["mu"], atol=1e-2
+        flip_back(plain, COCO17.flip_permutation, 1 / 32)["mu"], plain["mu"], atol=1e-2
     )
 
 
 def test_sigma_is_the_exponential_of_log_sigma(regressor):
     image = np.random.default_rng(1).normal(size=(2, 64, 32, 3)).astype("float32")
-    output, expected = forward_function(regressor, COCO17, flip_test=False)(image), regressor(image)
+    output, expected = forward_function(regressor, COCO17, INPUT, flip_test=False)(image), regressor(image)
     np.testing.assert_allclose(output["mu"], expected["mu"], atol=1e-6)
     np.testing.assert_allclose(output["sigma"], np.exp(expected["log_sigma"]), rtol=1e-5)
 
@@ -165,8 +165,8 @@ def test_sigma_is_the_exponential_of_log_sigma(regressor):
 @pytest.mark.parametrize("flip_test", [False, True])
 def test_nobody_is_dropped_and_batches_do_not_matter(regressor, records, flip_test):
     together = predict_poses(regressor, records, COCO17, INPUT, batch_size=7, flip_test=flip_test)
-    assert together.keypoints_px.shape == (7, 17, 2)
-    assert np.abs(np.diff(together.keypoints_px, axis=0)).max(axis=(1, 2)).min() > 1
+    assert together.keypoints.shape == (7, 17, 2)
+    assert np.abs(np.diff(together.keypoints, axis=0)).max(axis=(1, 2)).min() > 1
     sizes = []
     in_threes = predict_poses(
         regressor, records, COCO17, INPUT, batch_size=3, flip_test=flip_test,
@@ -185,14 +185,14 @@ def test_poses_lie_where_the_crops_lie(regressor, records):
     """The same crop content at another place and scale of the image gives the same unit pose."""
     poses = predict_poses(regressor, records, COCO17, INPUT, flip_test=False)
     crop = poses.crop_boxes_xyxy
-    unit = (poses.keypoints_px - crop[:, None, :2]) / (crop[:, 2:] - crop[:, :2])[:, None] - 0.5
+    unit = (poses.keypoints - crop[:, None, :2]) / (crop[:, 2:] - crop[:, :2])[:, None] - 0.5
     sides = crop[:, 2:] - crop[:, :2]
     np.testing.assert_allclose(sides[:, 0] / sides[:, 1], 32 / 64, rtol=1e-5)
     boxes = records.boxes_xyxy
     np.testing.assert_allclose(
         (crop[:, :2] + crop[:, 2:]) / 2, (boxes[:, :2] + boxes[:, 2:]) / 2, rtol=1e-5
     )
-    assert np.all(poses.sigma_px > 0) and np.all(poses.sigma_px < sides[:, None])
+    assert np.all(poses.sigmas > 0) and np.all(poses.sigmas < sides[:, None])
     assert np.isfinite(unit).all()
 
 
@@ -216,7 +216,7 @@ def test_a_regressor_of_another_skeleton(regressor, records):
 
 
 def test_a_regressor_of_another_image_size(regressor, records):
-    wide = InputFormat((64, 64), INPUT.mean, INPUT.std)
+    wide = CropFormat((64, 64), INPUT.mean, INPUT.std)
     with pytest.raises(ModelError, match=r"takes images of 64x32 \(height x width\); found data"):
         predict_poses(regressor, records, COCO17, wide)
 

@@ -134,3 +134,125 @@ def test_warping_in_a_dataset_is_warping_eagerly():
     matrix = affine((30.0, 25.0), (40.0, 53.3), 10.0)
     mapped = tf.data.Dataset.from_tensors(matrix).map(lambda m: geometry.warp(image, m, SIZE))
     np.testing.assert_array_equal(next(iter(mapped)), geometry.warp(image, matrix, SIZE))
+
+
+# Poses in millimetres
+
+
+def random_cameras(rng, people):
+    return rng.uniform((1100, 1100, 480, 480, 3000), (1200, 1200, 520, 520, 7000), (people, 5))
+
+
+def random_similarities(rng, count, dimensions=3):
+    """Rotations (N, D, D), scales (N, 1, 1) and translations (N, 1, D)."""
+    turns, _ = np.linalg.qr(rng.normal(size=(count, dimensions, dimensions)))
+    turns[np.linalg.det(turns) < 0, :, 0] *= -1
+    return turns, rng.uniform(0.2, 5, (count, 1, 1)), rng.normal(0, 1e3, (count, 1, dimensions))
+
+
+def test_camera_coordinates_are_the_reference_s(golden):
+    arrays = golden("h36m_metrics")
+    cameras = np.concatenate(
+        [arrays["focal_px"], arrays["principal_point_px"], arrays["root_cam_mm"][:, 2:]], axis=1
+    )
+    keypoints = arrays["uvd"] * (1, 1, geometry.DEPTH_MM)
+    found = geometry.image_to_camera(keypoints, cameras)[:, :17]
+    target = arrays["joints_cam_mm"][:, :17]
+    errors_mm = np.linalg.norm((found - found[:, :1]) - (target - target[:, :1]), axis=-1)
+    np.testing.assert_allclose(errors_mm, arrays["per_joint_error_mm"], rtol=1e-9)
+
+
+def test_the_image_is_the_inverse_of_the_camera():
+    rng = np.random.default_rng(0)
+    cameras = random_cameras(rng, 5)
+    keypoints = rng.uniform((0, 0, -900), (1000, 1000, 900), (5, 18, 3))
+    joints_mm = geometry.image_to_camera(keypoints, cameras)
+    np.testing.assert_allclose(geometry.camera_to_image(joints_mm, cameras), keypoints, atol=1e-8)
+    assert joints_mm.dtype == np.float64 and (joints_mm[..., 2] > 0).all()
+
+
+def test_the_principal_point_is_straight_ahead_and_down_is_down():
+    camera = np.array([[1000.0, 500.0, 400.0, 300.0, 5000.0]])
+    found = geometry.image_to_camera(np.array([[[400, 300, 0], [500, 350, -1000]]]), camera)
+    np.testing.assert_allclose(found, [[[0, 0, 5000], [400, 400, 4000]]])
+
+
+def test_a_camera_that_is_not_known_gives_nan_for_its_row_alone():
+    cameras = random_cameras(np.random.default_rng(0), 3)
+    cameras[1] = np.nan
+    found = geometry.image_to_camera(np.ones((3, 4, 3)), cameras)
+    assert np.isnan(found).all(axis=(1, 2)).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_alignment_undoes_a_similarity(dimensions):
+    rng = np.random.default_rng(1)
+    references = rng.normal(0, 300, (20, 17, dimensions))
+    turns, scales, shifts = random_similarities(rng, 20, dimensions)
+    points = scales * (references @ turns) + shifts
+    np.testing.assert_allclose(geometry.procrustes_align(points, references), references, atol=1e-8)
+
+
+def test_alignment_does_not_see_a_similarity_of_what_it_aligns():
+    rng = np.random.default_rng(2)
+    references = rng.normal(0, 300, (20, 17, 3))
+    points = references + rng.normal(0, 80, references.shape)
+    turns, scales, shifts = random_similarities(rng, 20)
+    found = geometry.procrustes_align(points, references)
+    moved = geometry.procrustes_align(scales * (points @ turns) + shifts, references)
+    np.testing.assert_allclose(moved, found, atol=1e-8)
+
+
+@pytest.mark.parametrize("mirroring", [1, -1])
+def test_no_similarity_near_the_alignment_is_closer(mirroring):
+    rng = np.random.default_rng(3)
+    references = rng.normal(0, 300, (4, 17, 3))
+    points = (references + rng.normal(0, 200, references.shape)) * (mirroring, 1, 1)
+    aligned = geometry.procrustes_align(points, references)
+    least = np.square(aligned - references).sum(axis=(1, 2))
+    for axis in range(3):
+        for step in (-0.02, 0.02):
+            turn = np.eye(3)
+            other = [index for index in range(3) if index != axis]
+            turn[np.ix_(other, other)] = [
+                [np.cos(step), -np.sin(step)],
+                [np.sin(step), np.cos(step)],
+            ]
+            shift = np.eye(3)[axis] * 100 * step
+            for near in (aligned @ turn, aligned * (1 + step), aligned + shift):
+                assert (np.square(near - references).sum(axis=(1, 2)) > least).all()
+
+
+def test_alignment_turns_but_never_mirrors():
+    rng = np.random.default_rng(4)
+    references = rng.normal(0, 300, (20, 17, 3))
+    found = geometry.procrustes_align(references * (-1, 1, 1), references)
+    assert (np.linalg.norm(found - references, axis=-1).mean(axis=1) > 50).all()
+    # The linear map that was found, by least squares, keeps the handedness.
+    centred = references * (-1, 1, 1) - (references * (-1, 1, 1)).mean(axis=1, keepdims=True)
+    for before, after in zip(centred, found - found.mean(axis=1, keepdims=True), strict=True):
+        linear = np.linalg.lstsq(before, after, rcond=None)[0]
+        assert np.linalg.det(linear) > 0
+        np.testing.assert_allclose(
+            linear @ linear.T / linear[0].dot(linear[0]), np.eye(3), atol=1e-9
+        )
+
+
+def test_flat_poses_and_single_points_are_aligned_too():
+    rng = np.random.default_rng(5)
+    references = rng.normal(0, 300, (4, 17, 3))
+    points = references.copy()
+    points[0] = 1234.1  # one point
+    points[1, :, 2] = 0  # a plane
+    points[2, :, 1:] = 0  # a line
+    references[3] = 77.7
+    found = geometry.procrustes_align(points, references)
+    assert np.isfinite(found).all()
+    for row in (0, 3):
+        mean = np.broadcast_to(references[row].mean(axis=0), (17, 3))
+        np.testing.assert_allclose(found[row], mean, atol=1e-8)
+    flat = references[1] * (1, 1, 0)
+    turned = (flat @ random_similarities(rng, 1)[0][0])[None]
+    np.testing.assert_allclose(geometry.procrustes_align(turned, flat[None])[0], flat, atol=1e-8)
+    nobody = np.zeros((0, 17, 3))
+    assert geometry.procrustes_align(nobody, nobody).shape == (0, 17, 3)

@@ -24,13 +24,13 @@ def load_reference_weights(flow, arrays, prefix):
                 dense.bias.assign(arrays[f"{prefix}/{letter}.{i}.{j}.bias"])
 
 
-def reference_gradients(flow, arrays):
+def reference_gradients(flow, arrays, prefix):
     """Pairs (variable, the stored gradient in the variable's layout) over the whole flow."""
     pairs = []
     for letter, nets in [("s", flow.scale_nets), ("t", flow.shift_nets)]:
         for i, net in enumerate(nets):
             for j, dense in zip([0, 2, 4], net.dense, strict=True):
-                key = f"flow_grad/{letter}.{i}.{j}"
+                key = f"{prefix}/{letter}.{i}.{j}"
                 pairs.append((dense.kernel, arrays[f"{key}.weight"].T))
                 pairs.append((dense.bias, arrays[f"{key}.bias"]))
     return pairs
@@ -59,35 +59,81 @@ def batch(seed=0, dims=2, people=4, joints=5):
     return target, output
 
 
+def mixed_batch():
+    """People 0, 2 and 4 with depths, 1 and 3 without, 5 without anything; some joints are not
+    supervised, the depth of another one alone is not."""
+    target, output = batch(dims=3, people=6)
+    keypoints, weight = target["keypoints"], target["weight"]
+    weight[:] = np.random.default_rng(1).uniform(0.2, 2, weight.shape)
+    weight[[1, 3], :, 2] = 0
+    weight[0, 2] = weight[1, 3] = weight[5] = 0
+    weight[2, 1, 2] = 0
+    keypoints[weight == 0] = np.nan
+    return target, output
+
+
+WITH_DEPTH, WITHOUT_DEPTH = [0, 2, 4], [1, 3]
+
+
+def mixed_loss(base="laplace", convention="paper", reduction="sum_over_batch_size"):
+    return RLELoss(bent_flow(3, 2), base, convention, reduction, flow_2d=bent_flow(2, 2))
+
+
+def take(tensors, people):
+    return {key: value[people] for key, value in tensors.items()}
+
+
+def flow_variables(loss):
+    flows = [flow for flow in (loss.flow, loss.flow_2d) if flow is not None]
+    return [variable for flow in flows for variable in flow.trainable_variables]
+
+
 def value_and_gradients(loss, target, output):
-    """The reduced loss and its gradients for mu, log_sigma and the flow's variables, NumPy."""
+    """The reduced loss and its gradients for mu, log_sigma and the flows' variables, NumPy."""
     output = {key: tf.constant(value) for key, value in output.items()}
-    variables = loss.flow.trainable_variables if loss.flow else []
     with tf.GradientTape() as tape:
         tape.watch(output)
         value = loss(target, output)
-    gradients = tape.gradient(value, [output["mu"], output["log_sigma"], *variables])
+    gradients = tape.gradient(value, [output["mu"], output["log_sigma"], *flow_variables(loss)])
     return value.numpy(), [None if g is None else g.numpy() for g in gradients]
 
 
-def test_official_convention_reproduces_the_reference(golden):
-    arrays = golden("loss2d")
-    flow = RealNVP(2)
-    load_reference_weights(flow, arrays, "flow_weight")
+def gradients_by_flow(loss, target, output):
+    """Those of the variables of `flow`, and of `flow_2d`."""
+    _, (_, _, *gradients) = value_and_gradients(loss, target, output)
+    first = len(loss.flow.trainable_variables)
+    return gradients[:first], gradients[first:]
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_official_convention_reproduces_the_reference(golden, dims):
+    arrays = golden(f"loss{dims}d")
+    flows = {"flow": RealNVP(2)} if dims == 2 else {"flow3d": RealNVP(3), "flow2d": RealNVP(2)}
+    for name, flow in flows.items():
+        load_reference_weights(flow, arrays, f"{name}_weight")
     # The reference divides the sum over everything by the batch size: the mean over samples.
-    loss = RLELoss(flow, convention="official")
+    flow, flow_2d = [*flows.values(), None][:2]
+    loss = RLELoss(flow, convention="official", flow_2d=flow_2d)
     mu, raw_sigma = tf.constant(arrays["pred"]), tf.constant(arrays["raw_sigma"])
     target = {"keypoints": arrays["target"], "weight": arrays["weight"]}
-    references = reference_gradients(flow, arrays)
-    assert len(references) == len(flow.trainable_variables)
+    references = [
+        pair
+        for name, flow in flows.items()
+        for pair in reference_gradients(flow, arrays, f"{name}_grad")
+    ]
+    assert len(references) == len(flow_variables(loss))
     with tf.GradientTape() as tape:
         tape.watch([mu, raw_sigma])
-        value = loss(target, {"mu": mu, "log_sigma": tf.math.log_sigmoid(raw_sigma)})
+        log_sigma = tf.math.log_sigmoid(raw_sigma)
+        if dims == 3:
+            log_sigma = tf.math.log(tf.sigmoid(raw_sigma) + 1e-9)
+        value = loss(target, {"mu": mu, "log_sigma": log_sigma})
     gradients = tape.gradient(value, [mu, raw_sigma, *(v.value for v, _ in references)])
 
     np.testing.assert_allclose(value, arrays["loss"], rtol=1e-4)
-    np.testing.assert_allclose(gradients[0], arrays["grad_pred"], rtol=1e-4)
-    np.testing.assert_allclose(gradients[1], arrays["grad_raw_sigma"], rtol=1e-4)
+    # Of terms of the order of 1, which may cancel.
+    np.testing.assert_allclose(gradients[0], arrays["grad_pred"], rtol=1e-4, atol=2e-6)
+    np.testing.assert_allclose(gradients[1], arrays["grad_raw_sigma"], rtol=1e-4, atol=2e-6)
     for gradient, (_, reference) in zip(gradients[2:], references, strict=True):
         # A weight's gradient is a sum over all joints, and where the terms cancel their rounding
         # stays: measured against the variable's largest entry.
@@ -207,6 +253,60 @@ def test_a_joint_supervised_in_part(convention):
 
 
 @pytest.mark.parametrize("base,convention", VARIANTS)
+def test_each_person_of_a_mix_is_as_among_its_kind_alone(base, convention):
+    """Without depth as under the 2D loss, with depth as under the 3D loss."""
+    target, output = mixed_batch()
+    mixed = mixed_loss(base, convention, None)(target, output)
+    loss_3d = RLELoss(bent_flow(3, 2), base, convention, None)
+    loss_2d = RLELoss(bent_flow(2, 2), base, convention, None)
+    np.testing.assert_allclose(
+        mixed.numpy()[WITH_DEPTH],
+        loss_3d(take(target, WITH_DEPTH), take(output, WITH_DEPTH)),
+        rtol=1e-5,
+    )
+    planar = [
+        {key: value[..., :2] for key, value in take(tensors, WITHOUT_DEPTH).items()}
+        for tensors in (target, output)
+    ]
+    np.testing.assert_allclose(mixed.numpy()[WITHOUT_DEPTH], loss_2d(*planar), rtol=1e-5)
+    assert mixed[5] == 0
+
+
+@pytest.mark.parametrize("base,convention", VARIANTS)
+def test_each_flow_learns_of_its_own_kind_alone(base, convention):
+    target, output = mixed_batch()
+    loss = mixed_loss(base, convention, "sum")
+    mixed = gradients_by_flow(loss, target, output)
+    for own, (kind, other) in enumerate([(WITH_DEPTH, WITHOUT_DEPTH), (WITHOUT_DEPTH, WITH_DEPTH)]):
+        alone = gradients_by_flow(loss, take(target, kind), take(output, kind))[own]
+        without = gradients_by_flow(loss, take(target, other), take(output, other))[own]
+        for gradient, reference, absent in zip(mixed[own], alone, without, strict=True):
+            assert np.any(gradient != 0)
+            scale = np.abs(reference).max()
+            np.testing.assert_allclose(gradient, reference, rtol=0, atol=1e-5 * scale)
+            np.testing.assert_array_equal(absent, 0)
+
+
+@pytest.mark.parametrize("base,convention", VARIANTS)
+@pytest.mark.parametrize("depth", [np.nan, 1e30])
+def test_the_depth_of_people_without_one_does_not_matter(base, convention, depth):
+    target, output = mixed_batch()
+    loss = mixed_loss(base, convention)
+    results = []
+    for target_z, mu_z, log_sigma_z in [(0, 0, 0), (depth, 1e30, -80)]:
+        target["keypoints"][WITHOUT_DEPTH, :, 2] = target_z
+        output["mu"][WITHOUT_DEPTH, :, 2] = mu_z
+        output["log_sigma"][WITHOUT_DEPTH, :, 2] = log_sigma_z
+        value, gradients = value_and_gradients(loss, target, output)
+        assert np.isfinite(value)
+        results.append([value, *gradients])
+    for plain, spoilt in zip(*results, strict=True):
+        np.testing.assert_array_equal(spoilt, plain)
+    for gradient in results[0][1:3]:
+        assert np.all(gradient[WITHOUT_DEPTH, :, 2] == 0)
+
+
+@pytest.mark.parametrize("base,convention", VARIANTS)
 def test_extremes_stay_finite(base, convention):
     """Through a network as well: errors to 1e6, log_sigma to -80, residuals to 1e6 and beyond."""
     magnitudes = [0, 1e-30, 1e-12, 1e-6, 1e-3, 1, 1e3, 1e6]
@@ -298,18 +398,23 @@ def test_reduction_is_the_mean_over_samples_and_takes_sample_weights():
 
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("convention", ["paper", "official"])
-def test_compiled_equals_eager(convention, jit_compile):
-    target, output = batch()
+@pytest.mark.parametrize("mixed", [False, True])
+def test_compiled_equals_eager(convention, jit_compile, mixed):
+    target, output = mixed_batch() if mixed else batch()
     target["weight"][0, 1] = 0
     target["keypoints"][0, 1] = np.nan
-    loss = RLELoss(bent_flow(layers=2), convention=convention)
+    if mixed:
+        loss = mixed_loss(convention=convention)
+    else:
+        loss = RLELoss(bent_flow(layers=2), convention=convention)
 
     @tf.function(jit_compile=jit_compile)
     def compiled(target, output):
         with tf.GradientTape() as tape:
             tape.watch(output)
             value = loss(target, output)
-        return value, tape.gradient(value, [output["mu"], output["log_sigma"]])
+        variables = [variable.value for variable in flow_variables(loss)]
+        return value, tape.gradient(value, [output["mu"], output["log_sigma"], *variables])
 
     value, gradients = value_and_gradients(loss, target, output)
     compiled_value, compiled_gradients = compiled(
@@ -317,8 +422,25 @@ def test_compiled_equals_eager(convention, jit_compile):
         {key: tf.constant(a) for key, a in output.items()},
     )
     np.testing.assert_allclose(compiled_value, value, rtol=1e-4)
-    for gradient, reference in zip(compiled_gradients, gradients[:2], strict=True):
+    for gradient, reference in zip(compiled_gradients, gradients, strict=True):
+        assert np.any(reference != 0)
         np.testing.assert_allclose(gradient, reference, rtol=1e-3, atol=1e-3)
+
+
+def test_both_flows_of_a_mix_serialise():
+    loss = RLELoss(RealNVP(3, layers=1, hidden=8), flow_2d=RealNVP(2, layers=2, hidden=4))
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(loss))
+    assert again.get_config() == loss.get_config()
+    for mine, other in zip(flow_variables(loss), flow_variables(again), strict=True):
+        other.assign(mine)
+    target, output = mixed_batch()
+    assert again(target, output) == loss(target, output)
+
+
+def test_a_loss_saved_before_there_was_a_second_flow():
+    config = RLELoss(RealNVP(2, layers=1, hidden=8)).get_config()
+    assert config.pop("flow_2d") is None
+    assert RLELoss.from_config(config).flow_2d is None
 
 
 def test_rle_serialises_with_its_flow():
@@ -349,6 +471,13 @@ def test_unknown_options_are_refused_with_the_valid_ones():
         RLELoss(RealNVP(2, layers=0), base="laplacian")
     with pytest.raises(ModelError, match="convention is 'mmpose', expected one of paper, official"):
         RLELoss(RealNVP(2, layers=0), convention="mmpose")
+
+
+@pytest.mark.parametrize(("dims", "dims_2d"), [(3, 3), (2, 2), (2, 3)])
+def test_flows_of_other_dimensions_are_refused(dims, dims_2d):
+    found = f"flow has {dims} dimensions and flow_2d {dims_2d}, expected 3 and 2"
+    with pytest.raises(ModelError, match=found):
+        RLELoss(RealNVP(dims, layers=0), flow_2d=RealNVP(dims_2d, layers=0))
 
 
 def test_shapes_that_do_not_fit_are_refused():

@@ -9,15 +9,19 @@ import pytest
 from pycocotools.cocoeval import COCOeval
 
 from rle_tf.errors import DataError
+from rle_tf.geometry import DEPTH_MM, image_to_camera
 from rle_tf.metrics import (
     AP_NAMES,
     coco_from_dict,
     coco_keypoint_ap,
     coverage,
+    joint_errors_mm,
     oks,
     oks_nms,
+    pa_joint_errors_mm,
     per_joint_error,
     person_scores,
+    pose3d_scores,
 )
 from rle_tf.skeletons import COCO17
 
@@ -349,6 +353,132 @@ def test_per_joint_error_refuses_a_person_without_area():
     ones = np.ones((2, 3, 2))
     with pytest.raises(DataError, match="person 1 has an area of 0 px2 and a longer side of 9 px"):
         per_joint_error(ones, ones, np.ones((2, 3), bool), [4.0, 0.0], [9.0, 9.0])
+
+
+# Poses in millimetres
+
+
+def poses_mm(people=6, joints=17, noise_mm=40.0, seed=0):
+    """Predictions and references of people, (N, K, 3) each, that differ in every joint."""
+    rng = np.random.default_rng(seed)
+    reference_mm = rng.normal(0, 400, (people, joints, 3)) + (100, -200, 5000)
+    return reference_mm + rng.normal(0, noise_mm, reference_mm.shape), reference_mm
+
+
+def test_errors_of_3d_poses_are_the_reference_s(golden):
+    arrays = golden("h36m_metrics")
+    # The reference scores 17 of the 18 joints: the last, the thorax, is a midpoint of others.
+    cameras = np.concatenate(
+        [arrays["focal_px"], arrays["principal_point_px"], arrays["root_cam_mm"][:, 2:]], axis=1
+    )
+    keypoints = arrays["uvd"] * (1, 1, DEPTH_MM)
+    predicted_mm = image_to_camera(keypoints, cameras)[:, :17]
+    reference_mm = arrays["joints_cam_mm"][:, :17]
+    np.testing.assert_allclose(
+        joint_errors_mm(predicted_mm, reference_mm, 0), arrays["per_joint_error_mm"], rtol=1e-9
+    )
+    np.testing.assert_allclose(
+        pa_joint_errors_mm(predicted_mm, reference_mm), arrays["per_joint_pa_error_mm"], rtol=1e-9
+    )
+    actions = [str(number) for number in arrays["action_id"]]
+    found = pose3d_scores(predicted_mm, reference_mm, actions, 0)
+    assert found["MPJPE"] == pytest.approx(float(arrays["mpjpe_mm"]), rel=1e-9)
+    assert found["PA-MPJPE"] == pytest.approx(float(arrays["pa_mpjpe_mm"]), rel=1e-9)
+
+
+@pytest.mark.parametrize("root", [0, 5])
+def test_joint_errors_do_not_see_where_the_root_is(root):
+    predicted_mm, reference_mm = poses_mm()
+    found = joint_errors_mm(predicted_mm, reference_mm, root)
+    shift_mm = np.random.default_rng(1).normal(0, 1000, (6, 1, 3))
+    np.testing.assert_allclose(
+        joint_errors_mm(predicted_mm + shift_mm, reference_mm, root), found, atol=1e-9
+    )
+    assert (found[:, root] == 0).all() and (np.delete(found, root, axis=1) > 0).all()
+
+
+def test_alignment_lowers_the_squares_of_each_person_and_forgives_size():
+    predicted_mm, reference_mm = poses_mm()
+    of_root = np.square(joint_errors_mm(predicted_mm, reference_mm, 0)).mean(axis=1)
+    aligned = np.square(pa_joint_errors_mm(predicted_mm, reference_mm)).mean(axis=1)
+    assert (aligned < of_root).all()
+    assert pa_joint_errors_mm(1.3 * reference_mm, reference_mm).max() < 1e-9
+    assert joint_errors_mm(1.3 * reference_mm, reference_mm, 0).max() > 100
+
+
+def test_perfect_3d_poses_have_perfect_scores():
+    _, reference_mm = poses_mm(2)
+    found = pose3d_scores(reference_mm, reference_mm, ["Walking", "Eating"], 0)
+    assert list(found) == [
+        "MPJPE", "PA-MPJPE", "MPJPE_by_action", "PA-MPJPE_by_action", "PCK3D@150mm", "AUC",
+        "MPJPE/Eating", "PA-MPJPE/Eating", "MPJPE/Walking", "PA-MPJPE/Walking",
+    ]  # fmt: skip
+    errors = [value for name, value in found.items() if "MPJPE" in name]
+    assert errors == pytest.approx([0] * 8, abs=1e-9)
+    assert found["PCK3D@150mm"] == 1
+    assert found["AUC"] == pytest.approx(30 / 31)  # nothing is less than 0 mm off
+
+
+def test_actions_count_alike_however_many_people_they_have():
+    reference_mm = np.zeros((4, 2, 3))
+    reference_mm[:, 1, 2] = 400
+    predicted_mm = reference_mm.copy()
+    predicted_mm[:, 1, 0] += 20, 20, 20, 100
+    found = pose3d_scores(predicted_mm, reference_mm, ["Sitting"] * 3 + ["Posing"], 0)
+    assert found["MPJPE/Sitting"] == pytest.approx(10)
+    assert found["MPJPE/Posing"] == pytest.approx(50)
+    assert found["MPJPE"] == pytest.approx(20)
+    assert found["MPJPE_by_action"] == pytest.approx(30)
+    aligned = [found["PA-MPJPE/Sitting"], found["PA-MPJPE/Posing"]]
+    assert found["PA-MPJPE_by_action"] == pytest.approx(np.mean(aligned), abs=1e-12)
+
+
+def test_pck_and_auc_of_known_distances():
+    reference_mm = np.zeros((1, 4, 3))
+    predicted_mm = reference_mm.copy()
+    predicted_mm[0, 1:, 1] = 75, 149.9, 150
+    found = pose3d_scores(predicted_mm, reference_mm, ["Posing"], 0)
+    assert found["PCK3D@150mm"] == 0.75
+    # Under 31 thresholds the root is right at 30, the others at 80 to 150, at 150, and at none.
+    assert found["AUC"] == pytest.approx((30 + 15 + 1) / 4 / 31)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"predicted_mm": np.ones((2, 3, 3))},
+            r"\(2, 3, 3\) and reference_mm of shape \(2, 4, 3\)",
+        ),
+        ({"predicted_mm": np.ones((1, 4, 3))}, r"predicted_mm of shape \(1, 4, 3\)"),
+        ({"actions": ["Posing"]}, r"found 2 people and actions of shape \(1,\)"),
+        ({"actions": "Posing"}, r"found 2 people and actions of shape \(\)"),
+    ],
+)
+def test_3d_poses_that_do_not_belong_together_are_refused(change, message):
+    ones = np.ones((2, 4, 3))
+    good = {"predicted_mm": ones, "reference_mm": ones, "actions": ["Posing"] * 2, "root": 0}
+    with pytest.raises(DataError, match=message):
+        pose3d_scores(**(good | change))
+
+
+def test_nobody_and_poses_in_the_plane_are_refused():
+    with pytest.raises(DataError, match="found 0 people"):
+        pose3d_scores(np.ones((0, 4, 3)), np.ones((0, 4, 3)), [], 0)
+    with pytest.raises(DataError, match=r"expected \(N, K, 3\) twice"):
+        pa_joint_errors_mm(np.ones((2, 4, 2)), np.ones((2, 4, 2)))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_coordinate_that_is_not_finite_is_named(bad):
+    predicted_mm, reference_mm = poses_mm()
+    predicted_mm[4, 7, 1] = bad
+    with pytest.raises(
+        DataError, match=rf"{bad}, .*at predicted_mm\[4\], joint 7, expected finite"
+    ):
+        joint_errors_mm(predicted_mm, reference_mm, 0)
+    with pytest.raises(DataError, match=r"at reference_mm\[4\], joint 7"):
+        pa_joint_errors_mm(reference_mm, predicted_mm)
 
 
 def test_metrics_do_not_import_tensorflow():

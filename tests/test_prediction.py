@@ -42,11 +42,11 @@ def test_a_pose_comes_back_in_pixels_of_the_photograph(predictor, tmp_path):
     image = prediction.read_image(photograph(tmp_path / "a.png"))
     poses = predictor(image, np.array([[100.0, 20, 190, 140], [120, 30, 180, 100]]))
     assert isinstance(poses, Poses)
-    np.testing.assert_allclose(poses.keypoints_px, np.full((2, 17, 2), (150, 60)), atol=2)
+    np.testing.assert_allclose(poses.keypoints, np.full((2, 17, 2), (150, 60)), atol=2)
     widths = poses.crop_boxes_xyxy[:, 2] - poses.crop_boxes_xyxy[:, 0]
-    np.testing.assert_allclose(poses.sigma_px[:, 0, 0], 0.1 * widths, rtol=1e-5)
+    np.testing.assert_allclose(poses.sigmas[:, 0, 0], 0.1 * widths, rtol=1e-5)
     heights = poses.crop_boxes_xyxy[:, 3] - poses.crop_boxes_xyxy[:, 1]
-    np.testing.assert_allclose(poses.sigma_px[:, 0, 1], 0.05 * heights, rtol=1e-5)
+    np.testing.assert_allclose(poses.sigmas[:, 0, 1], 0.05 * heights, rtol=1e-5)
 
 
 def test_without_a_flow_no_error_is_claimed(tmp_path):
@@ -61,7 +61,7 @@ def test_without_a_flow_no_error_is_claimed(tmp_path):
 
 def test_no_boxes_no_people(predictor, tmp_path):
     image = prediction.read_image(photograph(tmp_path / "a.png"))
-    assert predictor(image, np.zeros((0, 4))).keypoints_px.shape == (0, 17, 2)
+    assert predictor(image, np.zeros((0, 4))).keypoints.shape == (0, 17, 2)
 
 
 def test_files_that_are_written(predictor, tmp_path):
@@ -195,7 +195,7 @@ def test_a_folder_without_a_model_is_named(tmp_path):
 def test_the_flip_test_of_an_exported_model_averages(monkeypatch, tmp_path):
     """A signature that looks at pixels gives the same pose with and without the flip test."""
     metadata = {
-        "skeleton": "coco17", "joints": COCO17.joints, "flip_pairs": COCO17.flip_pairs,
+        "input": "image", "skeleton": "coco17", "joints": COCO17.joints, "flip_pairs": COCO17.flip_pairs,
         "bones": COCO17.bones, "image_size": [128, 96], "box_margin": 1.25, "spread": [None, None],
     }  # fmt: skip
     (tmp_path / "saved_model.pb").touch()
@@ -206,5 +206,5 @@ def test_the_flip_test_of_an_exported_model_averages(monkeypatch, tmp_path):
     box = np.array([[100.0, 20, 190, 140]])
     plain = prediction.load_predictor(tmp_path)(image, box)
     flipped = prediction.load_predictor(tmp_path, flip_test=True)(image, box)
-    np.testing.assert_allclose(plain.keypoints_px, flipped.keypoints_px, atol=2)
-    assert not np.array_equal(plain.keypoints_px, flipped.keypoints_px)
+    np.testing.assert_allclose(plain.keypoints, flipped.keypoints, atol=2)
+    assert not np.array_equal(plain.keypoints, flipped.keypoints)

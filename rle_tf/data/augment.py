@@ -9,7 +9,7 @@ import math
 import tensorflow as tf
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from rle_tf.geometry import mirror, transform_points
+from rle_tf.geometry import invert, mirror, transform_points
 from rle_tf.skeletons import Skeleton
 
 
@@ -18,23 +18,33 @@ class Augmentation(BaseModel):
 
     Attributes:
         flip_probability: Of mirroring left and right.
-        scale_range: The crop's side is multiplied by a factor drawn uniformly from it.
-        rotation_deg: The crop is turned by an angle drawn uniformly from plus and minus this.
+        scale_range: The crop's side is multiplied by a factor drawn from it: uniformly, or
+        scale_std: where given, from a normal density about 1 and clipped to the range.
+        rotation_deg: The crop is turned by an angle drawn from plus and minus this: uniformly, or
+        rotation_std_deg: where given, from a normal density about 0 and clipped.
         rotation_probability: Of turning it at all.
         half_body_probability: Of looking at the upper or the lower half of the body alone.
         half_body_min_joints: Only people with more labelled joints than this are halved.
         half_body_margin: The factor on the half's own box.
+        colour: Each channel is multiplied by a factor drawn from 1 plus and minus this.
+        occlusion_area: A rectangle of noise hides up to this share of the person's box.
+        keep_outside: Whether joints outside the crop (and depths beyond +-1 m) are supervised.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
     flip_probability: float = Field(0.5, ge=0, le=1)
     scale_range: tuple[float, float] = (0.75, 1.25)
+    scale_std: float | None = Field(None, gt=0)
     rotation_deg: float = Field(45.0, ge=0, le=180)
+    rotation_std_deg: float | None = Field(None, gt=0)
     rotation_probability: float = Field(0.5, ge=0, le=1)
     half_body_probability: float = Field(0.3, ge=0, le=1)
     half_body_min_joints: int = Field(3, ge=0)
     half_body_margin: float = Field(1.5, gt=0)
+    colour: float = Field(0.0, ge=0, lt=1)
+    occlusion_area: float = Field(0.0, ge=0, le=1)
+    keep_outside: bool = True
 
     @model_validator(mode="after")
     def _scale_range_ascends(self):
@@ -44,8 +54,13 @@ class Augmentation(BaseModel):
         return self
 
 
-# How many uniform random numbers `augment` takes.
-DRAWS = 6
+# Rectangles that are drawn until one lies inside the image.
+OCCLUSION_TRIES = 8
+# How many uniform random numbers a sample takes: the view's, the colour's, the rectangles'.
+VIEW_DRAWS = 6
+_COLOUR = slice(VIEW_DRAWS, VIEW_DRAWS + 3)
+_OCCLUSION = slice(_COLOUR.stop, _COLOUR.stop + 4 * OCCLUSION_TRIES)
+DRAWS = _OCCLUSION.stop
 
 
 def flip(
@@ -76,17 +91,30 @@ def flip(
     )
 
 
-def scale(size_wh: tf.Tensor, scale_range: tuple[float, float], draw: tf.Tensor) -> tf.Tensor:
-    """A box size (2,) times a factor drawn uniformly from `scale_range`."""
+def scale(
+    size_wh: tf.Tensor, scale_range: tuple[float, float], std: float | None, draw: tf.Tensor
+) -> tf.Tensor:
+    """A box size (2,) times a factor from `scale_range`: uniform, or normal about 1, clipped."""
     low, high = scale_range
-    return size_wh * (low + (high - low) * draw)
+    if std is None:
+        return size_wh * (low + (high - low) * draw)
+    return size_wh * tf.clip_by_value(1 + std * tf.math.ndtri(draw), low, high)
 
 
 def rotation(
-    limit_deg: float, probability: float, draw_applied: tf.Tensor, draw_angle: tf.Tensor
+    limit_deg: float,
+    std_deg: float | None,
+    probability: float,
+    draw_applied: tf.Tensor,
+    draw_angle: tf.Tensor,
 ) -> tf.Tensor:
-    """An angle in degrees, uniform in +-`limit_deg` with that probability, else 0."""
-    return tf.where(draw_applied < probability, limit_deg * (2 * draw_angle - 1), 0.0)
+    """An angle in degrees in +-`limit_deg` with that probability, else 0: uniform, or normal
+    about 0, clipped."""
+    if std_deg is None:
+        angle = limit_deg * (2 * draw_angle - 1)
+    else:
+        angle = tf.clip_by_value(std_deg * tf.math.ndtri(draw_angle), -limit_deg, limit_deg)
+    return tf.where(draw_applied < probability, angle, 0.0)
 
 
 def half_body(
@@ -155,7 +183,7 @@ def augment(
         image_width: () int32.
         skeleton: Flip pairs and halves.
         augmentation: What to draw from.
-        draws: (`DRAWS`,) float32 in [0, 1).
+        draws: (`DRAWS`,) float32 in [0, 1), of which the first `VIEW_DRAWS` are used.
 
     Returns:
         `(keypoints, labelled, centre, size_wh, rotation_deg, flipped)`. Where `flipped`, the
@@ -177,9 +205,13 @@ def augment(
         ),
         lambda: (centre, size_wh),
     )
-    size_wh = scale(size_wh, augmentation.scale_range, draws[2])
+    size_wh = scale(size_wh, augmentation.scale_range, augmentation.scale_std, draws[2])
     rotation_deg = rotation(
-        augmentation.rotation_deg, augmentation.rotation_probability, draws[3], draws[4]
+        augmentation.rotation_deg,
+        augmentation.rotation_std_deg,
+        augmentation.rotation_probability,
+        draws[3],
+        draws[4],
     )
     flipped = draws[5] < augmentation.flip_probability
     keypoints, labelled, centre = tf.cond(
@@ -188,3 +220,78 @@ def augment(
         lambda: (keypoints, labelled, centre),
     )
     return keypoints, labelled, centre, size_wh, rotation_deg, flipped
+
+
+def colour(image: tf.Tensor, strength: float, draws: tf.Tensor) -> tf.Tensor:
+    """An image (H, W, 3) 0..255 whose channels are multiplied by factors from 1 +- `strength`.
+
+    Args:
+        image: float32.
+        strength: In [0, 1).
+        draws: (`DRAWS`,) float32 in [0, 1).
+    """
+    return tf.clip_by_value(image * (1 + strength * (2 * draws[_COLOUR] - 1)), 0, 255)
+
+
+def occlusion_box(
+    box_xyxy: tf.Tensor, image_wh: tf.Tensor, largest_area: float, draws: tf.Tensor
+) -> tf.Tensor:
+    """A rectangle over a person's box, as the authors' 3D recipe draws it.
+
+    Its area is a share of the box's, uniform up to `largest_area`; its height to its width is
+    uniform in [0.3, 1 / 0.3]; it lies anywhere in the box, or where it is longer than the box
+    about it. It is drawn anew until it is inside the image; where it never is, it is empty.
+
+    Args:
+        box_xyxy: (4,) image pixels.
+        image_wh: (2,) int32.
+        largest_area: In [0, 1].
+        draws: (`DRAWS`,) float32 in [0, 1).
+
+    Returns:
+        (4,) float32 edges left, top, right, bottom, whole image pixels; right and bottom are
+        outside.
+    """
+    share, ratio, *place = tf.unstack(tf.reshape(draws[_OCCLUSION], (OCCLUSION_TRIES, 4)), axis=1)
+    extent = box_xyxy[2:] - box_xyxy[:2]
+    area = share * largest_area * tf.reduce_prod(extent)
+    ratio = 0.3 + (1 / 0.3 - 0.3) * ratio
+    size_wh = tf.stack([tf.sqrt(area / ratio), tf.sqrt(area * ratio)], axis=1)
+    low = box_xyxy[:2] + tf.stack(place, axis=1) * (extent - size_wh - 1)
+    low = tf.floor(low)
+    high = low + tf.floor(size_wh)
+    inside = tf.reduce_all((low >= 0) & (high < tf.cast(image_wh, tf.float32)), axis=1)
+    first = tf.argmax(tf.cast(inside, tf.int32))
+    box = tf.concat([low[first], high[first]], axis=0)
+    return tf.where(inside[first], box, 0.0)
+
+
+def occlude(
+    crop: tf.Tensor,
+    matrix: tf.Tensor,
+    box_xyxy: tf.Tensor,
+    image_wh: tf.Tensor,
+    largest_area: float,
+    draws: tf.Tensor,
+    seed: tf.Tensor,
+) -> tf.Tensor:
+    """A crop with a rectangle of noise over the person.
+
+    The rectangle is upright in the image, so it turns with the crop; the noise is uniform in every
+    pixel of the crop, where the authors' is in those of the image.
+
+    Args:
+        crop: (H, W, 3) float32, 0..255.
+        matrix: (2, 3) affine matrix from image pixels to crop pixels.
+        box_xyxy, image_wh, largest_area, draws: As in `occlusion_box`.
+        seed: (2,) of the noise.
+    """
+    box = occlusion_box(box_xyxy, image_wh, largest_area, draws)
+    height, width = crop.shape[:2]
+    grid = tf.stack(tf.meshgrid(tf.range(float(width)), tf.range(float(height))), axis=-1)
+    # A pixel reaches half a pixel to each side of its centre.
+    places = transform_points(invert(matrix), grid) + 0.5
+    hidden = tf.reduce_all((places >= box[:2]) & (places < box[2:]), axis=-1, keepdims=True)
+    # Another seed than that of the draws, whose first numbers would be in the noise again.
+    noise = tf.random.stateless_uniform(crop.shape, seed=seed + [1, 0], maxval=255.0)
+    return tf.where(hidden, noise, crop)

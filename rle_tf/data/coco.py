@@ -1,24 +1,30 @@
 """People of a COCO keypoint dataset: standard folders, standard JSON, standard score."""
 
-import json
 import logging
-import sys
 from copy import copy
 from functools import cached_property
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 
 import numpy as np
 
 from rle_tf import metrics
-from rle_tf.data.source import Poses, Records, check_image_files
+from rle_tf.data.annotations import (
+    check_box,
+    check_image_files,
+    clipped_boxes,
+    image_columns,
+    is_id,
+    is_number,
+    read_detections,
+    read_image_table,
+    read_json,
+)
+from rle_tf.data.source import Poses, Records
 from rle_tf.errors import DataError
 from rle_tf.geometry import clip_boxes
 from rle_tf.skeletons import COCO17, Skeleton
 
 LOG = logging.getLogger(__name__)
-
-# Keypoints are annotated on pixels, and some tools write the far edge as `width`.
-EDGE_TOLERANCE_PX = 1.0
 
 
 class CocoSource:
@@ -43,6 +49,9 @@ class CocoSource:
             the message names file and entry.
     """
 
+    # Keypoints are annotated on pixels, and some tools write the far edge as `width`.
+    edge_tolerance_px = 1.0
+
     def __init__(
         self,
         annotations: Path | str,
@@ -60,7 +69,7 @@ class CocoSource:
         self.min_box_score = min_box_score
         self.oks_nms_threshold = oks_nms_threshold
 
-        dataset = _read_json(self.annotations, dict, "a COCO keypoint dataset")
+        dataset = read_json(self.annotations, dict, "a COCO keypoint dataset")
         for key in ("images", "annotations", "categories"):
             if not isinstance(dataset.get(key), list):
                 raise DataError(
@@ -71,13 +80,17 @@ class CocoSource:
             raise DataError(f"{self.images}: no such folder; expected the images that "
                             f"{self.annotations} names")  # fmt: skip
         self.category_id = self._category(dataset["categories"])
-        image_table = self._image_table(dataset["images"])
+        image_table = read_image_table(dataset["images"], self.annotations, self.images)
         # With detections too: their score needs sound annotations, and is taken hours later.
         self.records = self._annotated(dataset["annotations"], image_table)
         if self.detections:
             self.records = self._detected(image_table)
         paths = sorted(set(self.records.image_paths))
         check_image_files([Path(path) for path in paths], self.annotations)
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        return (len(self.records),)
 
     def take(self, rows: np.ndarray | slice) -> "CocoSource":
         """The same source with some of its records; scores still count everybody annotated."""
@@ -88,7 +101,7 @@ class CocoSource:
     @cached_property
     def ground_truth(self):
         """The annotations of the category with the joints, as a `pycocotools.coco.COCO`."""
-        dataset = _read_json(self.annotations, dict, "a COCO keypoint dataset")
+        dataset = read_json(self.annotations, dict, "a COCO keypoint dataset")
         # The two keys that can be told from others are set, as not every tool writes them.
         annotations = [
             {
@@ -109,7 +122,7 @@ class CocoSource:
         rows = np.arange(len(self.records))
         if self.detections:
             rows = self._after_nms(poses)
-        joints = np.concatenate([poses.keypoints_px, poses.joint_scores[..., None]], axis=-1)
+        joints = np.concatenate([poses.keypoints[..., :2], poses.joint_scores[..., None]], axis=-1)
         flat = joints.reshape(len(joints), 3 * len(self.skeleton.joints)).round(3).tolist()
         return [
             {
@@ -129,34 +142,33 @@ class CocoSource:
             `error_px/JOINT`, and `within_1_sigma` and `within_2_sigma` (`metrics.coverage`). NaN
             where there is no ground truth (no person of that size, say).
         """
-        scores = metrics.coco_keypoint_ap(
+        average_precision = metrics.coco_keypoint_ap(
             self.ground_truth, self.results(poses), np.asarray(self.skeleton.oks_sigmas)
         )
+        return average_precision | self.joint_scores(poses)
+
+    def joint_scores(self, poses: Poses) -> dict[str, float]:
+        """How far joints are off, as in `score`; nothing where nobody is annotated."""
         records = self.records
-        if records.labelled.any():
-            sides = records.boxes_xyxy[:, 2:] - records.boxes_xyxy[:, :2]
-            error = metrics.per_joint_error(
-                poses.keypoints_px,
-                records.keypoints[..., :2],
-                records.labelled,
-                records.areas,
-                sides.max(axis=1),
+        if not records.labelled.any():
+            return {}
+        predicted, annotated = poses.keypoints[..., :2], records.keypoints[..., :2]
+        sides = records.boxes_xyxy[:, 2:] - records.boxes_xyxy[:, :2]
+        error = metrics.per_joint_error(
+            predicted, annotated, records.labelled, records.areas, sides.max(axis=1)
+        )
+        scores = {"PCK@0.1": error["mean_pck"], "error_px": error["mean_error_px"]}
+        for factor in (1, 2):
+            scores[f"within_{factor}_sigma"] = metrics.coverage(
+                predicted, annotated, poses.sigmas[..., :2], records.labelled, factor
             )
-            scores["PCK@0.1"] = error["mean_pck"]
-            scores["error_px"] = error["mean_error_px"]
-            compared = (poses.keypoints_px, records.keypoints[..., :2], poses.sigma_px)
-            for factor in (1, 2):
-                scores[f"within_{factor}_sigma"] = metrics.coverage(
-                    *compared, records.labelled, factor
-                )
-            joints = zip(self.skeleton.joints, error["error_px"], strict=True)
-            scores |= {f"error_px/{joint}": float(value) for joint, value in joints}
-        return scores
+        joints = zip(self.skeleton.joints, error["error_px"], strict=True)
+        return scores | {f"error_px/{joint}": float(value) for joint, value in joints}
 
     def _after_nms(self, poses: Poses) -> np.ndarray:
         width, height = (poses.crop_boxes_xyxy[:, 2:] - poses.crop_boxes_xyxy[:, :2]).T
         areas = width * height
-        joints = np.concatenate([poses.keypoints_px, poses.joint_scores[..., None]], axis=-1)
+        joints = np.concatenate([poses.keypoints[..., :2], poses.joint_scores[..., None]], axis=-1)
         kept = []
         for image_id in np.unique(self.records.image_ids):
             rows = np.flatnonzero(self.records.image_ids == image_id)
@@ -177,47 +189,13 @@ class CocoSource:
         joints = list(self.skeleton.joints)
         named = [entry for entry in categories if isinstance(entry, dict) and "keypoints" in entry]
         for entry in named:
-            if entry["keypoints"] == joints and _is_id(entry.get("id")):
+            if entry["keypoints"] == joints and is_id(entry.get("id")):
                 return entry["id"]
         found = "; ".join(f"{c.get('id')!r} '{c.get('name')}' with {c['keypoints']}" for c in named)
         raise DataError(
             f"{self.annotations}: no category with an id has the joints of skeleton "
             f"'{self.skeleton.name}'; found {found or 'none with keypoints'}, expected {joints}"
         )
-
-    def _image_table(self, entries: list) -> dict[int, tuple[str, int, int]]:
-        table = {}
-        for index, entry in enumerate(entries):
-            where = f"{self.annotations}: images[{index}]"
-            if (
-                not isinstance(entry, dict)
-                or not _is_id(entry.get("id"))
-                or not isinstance(entry.get("file_name"), str)
-            ):
-                raise DataError(
-                    f"{where} is {entry!r:.200}; expected an object with 'id' (a whole number), "
-                    "'file_name' (text), 'width' and 'height'"
-                )
-            image_id, name = entry["id"], entry["file_name"]
-            width, height = entry.get("width"), entry.get("height")
-            if not (_is_size(width) and _is_size(height)):
-                raise DataError(
-                    f"{where} (id {image_id}) has width {width!r} and height {height!r}; expected "
-                    "whole numbers of pixels"
-                )
-            # Windows' rules know both kinds of slash, and drives.
-            path = PureWindowsPath(name)
-            if path.anchor or ".." in path.parts or not path.parts:
-                raise DataError(
-                    f"{where} (id {image_id}) has file_name '{name}', which is nothing inside the "
-                    f"image folder; expected a path relative to {self.images}, without '..'"
-                )
-            if image_id in table:
-                raise DataError(
-                    f"{where} has id {image_id}, as an image before it; expected every id once"
-                )
-            table[image_id] = (str(self.images / name), int(width), int(height))
-        return table
 
     def _annotated(self, annotations: list, image_table: dict) -> Records:
         people, wheres = [], []
@@ -229,7 +207,7 @@ class CocoSource:
                 )
             if entry["category_id"] != self.category_id:
                 continue
-            if not _is_id(entry.get("id")):
+            if not is_id(entry.get("id")):
                 raise DataError(
                     f"{self.annotations}: annotations[{index}] has id {entry.get('id')!r}; "
                     "expected a whole number"
@@ -240,8 +218,8 @@ class CocoSource:
                 people.append(entry)
                 wheres.append(where)
         image_ids = [entry["image_id"] for entry in people]
-        paths, image_wh = _image_columns(image_ids, image_table)
-        boxes = _clipped_boxes([entry["bbox"] for entry in people], image_wh, wheres)
+        paths, image_wh = image_columns(image_ids, image_table)
+        boxes = clipped_boxes([entry["bbox"] for entry in people], image_wh, wheres)
         for where, entry in zip(wheres, people, strict=True):
             if entry["area"] <= 0:
                 raise DataError(
@@ -257,6 +235,7 @@ class CocoSource:
             boxes_xyxy=boxes,
             keypoints=columns[..., :2].astype(np.float32),
             labelled=columns[..., 2] > 0,
+            cameras=np.full((len(people), 5), np.nan),
             areas=np.array([entry["area"] for entry in people], np.float64),
             image_ids=np.array(image_ids, np.int64),
             person_ids=np.array([entry["id"] for entry in people], np.int64),
@@ -267,7 +246,7 @@ class CocoSource:
         """What COCOeval needs of everybody, crowds and people without labels included."""
         joints = len(self.skeleton.joints)
         image_id, values = entry.get("image_id"), entry.get("keypoints")
-        if not _is_id(image_id) or image_id not in image_table:
+        if not is_id(image_id) or image_id not in image_table:
             raise DataError(
                 f"{where} is of image {image_id!r}, which 'images' does not list; expected one of "
                 f"its {len(image_table)} ids"
@@ -278,15 +257,15 @@ class CocoSource:
                 f"{where} has keypoints of {found}; expected {3 * joints} numbers, x, y and "
                 f"visibility of the {joints} joints of '{self.skeleton.name}'"
             )
-        if not all(map(_is_number, values)):
-            wrong = next(index for index, value in enumerate(values) if not _is_number(value))
+        if not all(map(is_number, values)):
+            wrong = next(index for index, value in enumerate(values) if not is_number(value))
             raise DataError(
                 f"{where} has {values[wrong]!r:.80} at keypoints[{wrong}], "
                 f"{('x', 'y', 'the visibility')[wrong % 3]} of "
                 f"{self.skeleton.joints[wrong // 3]}; expected a finite number"
             )
-        _check_box(entry.get("bbox"), where)
-        if not _is_number(entry.get("area")):
+        check_box(entry.get("bbox"), where)
+        if not is_number(entry.get("area")):
             raise DataError(
                 f"{where} has area {entry.get('area')!r}; expected the person's area in pixels, "
                 "which OKS measures distances by"
@@ -296,11 +275,11 @@ class CocoSource:
         shape = (len(keypoints), len(self.skeleton.joints), 3)
         columns = np.array(keypoints, np.float64).reshape(shape)
         xy, labelled = columns[..., :2], columns[..., 2] > 0
-        limit = image_wh[:, None] + EDGE_TOLERANCE_PX
+        limit = image_wh[:, None] + self.edge_tolerance_px
         problems = {
             "a visibility of 0, 1 or 2": ~np.isin(columns[..., 2], (0, 1, 2)),
             "a place inside the image": labelled
-            & ((xy < -EDGE_TOLERANCE_PX) | (xy > limit)).any(-1),
+            & ((xy < -self.edge_tolerance_px) | (xy > limit)).any(-1),
         }
         for expected, wrong in problems.items():
             if wrong.any():
@@ -315,7 +294,90 @@ class CocoSource:
         return columns
 
     def _detected(self, image_table: dict) -> Records:
-        entries = _read_json(self.detections, list, "a list of COCO detections")
+        people, wheres = [], []
+        for entry, where in read_detections(self.detections, image_table, self.annotations):
+            category_id = entry.get("category_id", self.category_id)
+            if category_id == self.category_id and entry["score"] >= self.min_box_score:
+                people.append(entry)
+                wheres.append(where)
+        image_ids = [entry["image_id"] for entry in people]
+        paths, image_wh = image_columns(image_ids, image_table)
+        boxes = clipped_boxes([entry["bbox"] for entry in people], image_wh, wheres)
+        for where, entry in zip(wheres, people, strict=True):
+            if entry["area"] <= 0:
+                raise DataError(
+                    f"{where} has area {entry['area']}; expected the person's area in pixels, "
+                    "which OKS measures distances by"
+                )
+        columns = self._checked_keypoints(
+            [entry["keypoints"] for entry in people], image_wh, wheres
+        )
+        return Records(
+            image_paths=paths,
+            image_wh=image_wh,
+            boxes_xyxy=boxes,
+            keypoints=columns[..., :2].astype(np.float32),
+            labelled=columns[..., 2] > 0,
+            cameras=np.full((len(people), 5), np.nan),
+            areas=np.array([entry["area"] for entry in people], np.float64),
+            image_ids=np.array(image_ids, np.int64),
+            person_ids=np.array([entry["id"] for entry in people], np.int64),
+            box_scores=np.zeros(len(people)),
+        )
+
+    def _check_annotation(self, entry: dict, image_table: dict, where: str) -> None:
+        """What COCOeval needs of everybody, crowds and people without labels included."""
+        joints = len(self.skeleton.joints)
+        image_id, values = entry.get("image_id"), entry.get("keypoints")
+        if not is_id(image_id) or image_id not in image_table:
+            raise DataError(
+                f"{where} is of image {image_id!r}, which 'images' does not list; expected one of "
+                f"its {len(image_table)} ids"
+            )
+        if not isinstance(values, list) or len(values) != 3 * joints:
+            found = f"{len(values)} numbers" if isinstance(values, list) else repr(values)
+            raise DataError(
+                f"{where} has keypoints of {found}; expected {3 * joints} numbers, x, y and "
+                f"visibility of the {joints} joints of '{self.skeleton.name}'"
+            )
+        if not all(map(is_number, values)):
+            wrong = next(index for index, value in enumerate(values) if not is_number(value))
+            raise DataError(
+                f"{where} has {values[wrong]!r:.80} at keypoints[{wrong}], "
+                f"{('x', 'y', 'the visibility')[wrong % 3]} of "
+                f"{self.skeleton.joints[wrong // 3]}; expected a finite number"
+            )
+        check_box(entry.get("bbox"), where)
+        if not is_number(entry.get("area")):
+            raise DataError(
+                f"{where} has area {entry.get('area')!r}; expected the person's area in pixels, "
+                "which OKS measures distances by"
+            )
+
+    def _checked_keypoints(self, keypoints: list, image_wh: np.ndarray, wheres: list) -> np.ndarray:
+        shape = (len(keypoints), len(self.skeleton.joints), 3)
+        columns = np.array(keypoints, np.float64).reshape(shape)
+        xy, labelled = columns[..., :2], columns[..., 2] > 0
+        limit = image_wh[:, None] + self.edge_tolerance_px
+        problems = {
+            "a visibility of 0, 1 or 2": ~np.isin(columns[..., 2], (0, 1, 2)),
+            "a place inside the image": labelled
+            & ((xy < -self.edge_tolerance_px) | (xy > limit)).any(-1),
+        }
+        for expected, wrong in problems.items():
+            if wrong.any():
+                row, joint = np.argwhere(wrong)[0]
+                width, height = image_wh[row]
+                raise DataError(
+                    f"{wheres[row]} has {self.skeleton.joints[joint]} at "
+                    f"{columns[row, joint].tolist()} (x, y, visibility) in an image of "
+                    f"{width}x{height}; expected {expected} "
+                    f"({int(wrong.any(1).sum())} annotations have this)"
+                )
+        return columns
+
+    def _detected(self, image_table: dict) -> Records:
+        entries = read_json(self.detections, list, "a list of COCO detections")
         people, wheres = [], []
         for index, entry in enumerate(entries):
             where = f"{self.detections}: detection {index}"
@@ -325,14 +387,14 @@ class CocoSource:
                     "'score'"
                 )
             image_id, score = entry["image_id"], entry["score"]
-            if not _is_id(image_id) or image_id not in image_table:
+            if not is_id(image_id) or image_id not in image_table:
                 raise DataError(
                     f"{where} is of image {image_id!r}, which {self.annotations} does not list; "
                     "expected detections of the same images"
                 )
-            if not _is_number(score):
+            if not is_number(score):
                 raise DataError(f"{where} has score {score!r}; expected a finite number")
-            _check_box(entry["bbox"], where)
+            check_box(entry["bbox"], where)
             category_id = entry.get("category_id", self.category_id)
             if category_id == self.category_id and score >= self.min_box_score:
                 people.append(entry)
@@ -343,7 +405,7 @@ class CocoSource:
                 "%s: has people in %d of %d images; those annotated in the others count as missed",
                 self.detections, len(set(image_ids)), len(image_table),
             )  # fmt: skip
-        paths, image_wh = _image_columns(image_ids, image_table)
+        paths, image_wh = image_columns(image_ids, image_table)
         boxes = clip_boxes(np.array([e["bbox"] for e in people], float).reshape(-1, 4), image_wh)
         joints = len(self.skeleton.joints)
         return Records(
@@ -352,6 +414,7 @@ class CocoSource:
             boxes_xyxy=boxes,
             keypoints=np.zeros((len(people), joints, 2), np.float32),
             labelled=np.zeros((len(people), joints), bool),
+            cameras=np.full((len(people), 5), np.nan),
             areas=np.prod(boxes[:, 2:] - boxes[:, :2], axis=1),
             image_ids=np.array(image_ids, np.int64),
             person_ids=np.full(len(people), -1, np.int64),
@@ -368,62 +431,3 @@ class CocoSource:
                 (~has_area).sum(), len(has_area), wheres[int(np.argmin(has_area))],
             )  # fmt: skip
         return has_area
-
-
-def _read_json(path: Path, kind: type, expected: str):
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; expected {expected}")
-    try:
-        value = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); expected {expected}") from None
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON ({error}); expected {expected}") from None
-    if not isinstance(value, kind):
-        raise DataError(f"{path}: holds a {type(value).__name__}; expected {expected}")
-    return value
-
-
-def _is_number(value) -> bool:
-    """Whether a value from JSON is a number and float64 holds it: no NaN, infinity or boolean."""
-    return type(value) in (int, float) and abs(value) <= sys.float_info.max
-
-
-def _is_id(value) -> bool:
-    return type(value) is int and -(2**63) <= value < 2**63
-
-
-def _is_size(value) -> bool:
-    # Whole floats too: some tools write them.
-    return type(value) in (int, float) and 1 <= value < 2**31 and value == int(value)
-
-
-def _image_columns(image_ids: list[int], image_table: dict) -> tuple[np.ndarray, np.ndarray]:
-    paths = np.array([image_table[image_id][0] for image_id in image_ids], dtype=object)
-    sizes = [image_table[image_id][1:] for image_id in image_ids]
-    return paths, np.array(sizes, np.int32).reshape(-1, 2)
-
-
-def is_box(box) -> bool:
-    """Whether a value from JSON is a list of four finite numbers."""
-    return isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))
-
-
-def _check_box(box, where: str) -> None:
-    if not is_box(box):
-        raise DataError(
-            f"{where} has bbox {box!r:.200}; expected four numbers: left, top, width, height"
-        )
-
-
-def _clipped_boxes(boxes: list, image_wh: np.ndarray, wheres: list[str]) -> np.ndarray:
-    boxes_xyxy = clip_boxes(np.array(boxes, np.float64).reshape(-1, 4), image_wh)
-    empty = (boxes_xyxy[:, 2:] <= boxes_xyxy[:, :2]).any(axis=1)
-    if empty.any():
-        row = int(np.argmax(empty))
-        width, height = image_wh[row]
-        raise DataError(
-            f"{wheres[row]} has bbox {boxes[row]}, which has no area inside its image of "
-            f"{width}x{height}; expected a box around a person ({int(empty.sum())} have this)"
-        )
-    return boxes_xyxy

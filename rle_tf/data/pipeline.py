@@ -7,25 +7,19 @@ starts in the middle sees what an uninterrupted one would have seen.
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from rle_tf import geometry
-from rle_tf.data.augment import DRAWS, Augmentation, augment
-from rle_tf.data.source import Records
+from rle_tf.data.augment import Augmentation
+from rle_tf.data.source import InputFormat, Records
 from rle_tf.errors import DataError
 from rle_tf.skeletons import Skeleton
 
 LOG = logging.getLogger(__name__)
-
-# Pixels read around what a crop needs, so that bilinear sampling at its edge has neighbours.
-REGION_MARGIN_PX = 2
 
 _USABLE = "a whole JPEG, PNG, GIF, BMP or WebP image of the annotated size"
 
@@ -41,33 +35,9 @@ _IMAGE_ERRORS = (
 )
 
 
-@dataclass(frozen=True)
-class InputFormat:
-    """What the regressor expects to see.
-
-    Attributes:
-        image_size: (height, width) in pixels.
-        mean, std: (3,) RGB; a crop enters as (value / 255 - mean) / std.
-        box_margin: The factor between a person's box and the crop.
-    """
-
-    image_size: tuple[int, int]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    box_margin: float = 1.25
-
-    def normalise(self, crop: tf.Tensor) -> tf.Tensor:
-        """RGB 0..255 (..., 3) as the regressor's input."""
-        return (crop / 255 - tf.constant(self.mean)) / tf.constant(self.std)
-
-
-class _Person(NamedTuple):
-    path: tf.Tensor
-    image_wh: tf.Tensor
-    centre: tf.Tensor
-    size_wh: tf.Tensor
-    keypoints: tf.Tensor
-    labelled: tf.Tensor
+def epoch_size(parts: Sequence[int]) -> int:
+    """Samples an epoch: the largest part once, and as many of each of the others."""
+    return len(parts) * max(parts)
 
 
 def training_batches(
@@ -79,39 +49,56 @@ def training_batches(
     batch_size: int,
     seed: int,
     start: int = 0,
+    parts: Sequence[int] | None = None,
 ) -> tf.data.Dataset:
-    """An endless dataset of augmented `(image, target)` batches.
+    """An endless dataset of augmented `(input, target)` batches.
 
     Args:
         records: N people.
         skeleton: Theirs.
-        input_format: Size and normalisation of the images.
+        input_format: What the regressor sees of them.
         augmentation: What is drawn.
         batch_size: B; every batch is full. Batches run on over the end of an epoch, so nobody is
             left out.
         seed: Decides order and augmentation.
         start: The number of samples already used, for a resumed run.
+        parts: Numbers of people in consecutive parts of the records, which take turns. An epoch
+            has everybody of a largest part once; from a smaller one people are drawn with
+            replacement. By default there is one part.
 
     Returns:
-        Batches of image (B, H, W, 3) float32 and target {"keypoints": (B, K, D), "weight":
-        (B, K, D)} float32 in unit coordinates. Joints outside the crop keep weight 1, as in the
-        authors' code.
+        Batches of image (B, H, W, 3) float32, or of what else the format says, and target
+        {"keypoints": (B, K, D), "weight": (B, K, D)} float32 in the regressor's coordinates.
 
     Raises:
-        DataError: if there is nobody. While iterating, an image that cannot be read is an error
-            of TensorFlow's; see `named_image_errors`.
+        DataError: if there is nobody, or the parts are not those of the records. While iterating,
+            an image that cannot be read is an error of TensorFlow's; see `named_image_errors`.
     """
+    parts = (len(records),) if parts is None else tuple(parts)
     columns = _columns(records, input_format)
-    people = len(records)
+    if min(parts, default=0) < 1 or sum(parts) != len(records):
+        raise DataError(
+            f"parts of {list(parts)} people, of {len(records)} in all; expected parts that have "
+            "people and add up to all of them"
+        )
+    with tf.device("/CPU:0"):
+        sizes = tf.constant(parts, tf.int64)
+        offsets = tf.cumsum(sizes, exclusive=True)
+    largest = max(parts)
 
     def sample(number: tf.Tensor):
-        epoch, position = number // people, number % people
-        row = tf.random.experimental.index_shuffle(
-            position, seed=tf.stack([seed, epoch]), max_index=people - 1
+        turn, part = number // len(parts), number % len(parts)
+        epoch, position = turn // largest, turn % largest
+        people = sizes[part]
+        once = tf.random.experimental.index_shuffle(
+            position, seed=tf.stack([seed, epoch * len(parts) + part]), max_index=largest - 1
         )
-        draws = tf.random.stateless_uniform([DRAWS], seed=tf.stack([seed, number]))
-        person = _Person(*(column[row] for column in columns))
-        return _example(person, skeleton, input_format, augmentation, draws)
+        sample_seed = tf.stack([seed, number])
+        draws = tf.random.stateless_uniform([input_format.draws + 1], seed=sample_seed)
+        drawn = tf.cast(draws[-1] * tf.cast(people, tf.float32), tf.int64)
+        row = offsets[part] + tf.where(people == largest, once, tf.minimum(drawn, people - 1))
+        person = tf.nest.map_structure(lambda column: column[row], columns)
+        return input_format.example(person, skeleton, augmentation, draws[:-1], sample_seed)
 
     numbers = tf.data.Dataset.range(start, np.iinfo(np.int64).max)
     batches = numbers.map(sample, num_parallel_calls=tf.data.AUTOTUNE).batch(
@@ -134,51 +121,12 @@ def evaluation_batches(
     columns = _columns(records, input_format)
 
     def sample(row: tf.Tensor):
-        person = _Person(*(column[row] for column in columns))
-        return _example(person, skeleton, input_format, None, None)
+        person = tf.nest.map_structure(lambda column: column[row], columns)
+        return input_format.example(person, skeleton, None, None, None)
 
     rows = tf.data.Dataset.range(len(records))
     batches = rows.map(sample, num_parallel_calls=tf.data.AUTOTUNE).batch(batch_size)
     return batches.prefetch(tf.data.AUTOTUNE)
-
-
-def read_crop(
-    path: tf.Tensor, image_wh: tf.Tensor, matrix: tf.Tensor, image_size: tuple[int, int]
-) -> tf.Tensor:
-    """A crop of an image file; of a JPEG only the region that the crop needs is decoded.
-
-    Args:
-        path: () string, a JPEG, PNG, GIF, BMP or WebP file. Grey and CMYK images become RGB.
-        image_wh: () of int32, the size that the annotations state.
-        matrix: (2, 3) affine matrix from image pixels to crop pixels.
-        image_size: (height, width) of the crop.
-
-    Returns:
-        (height, width, 3) float32, RGB 0..255.
-
-    Raises:
-        tf.errors.InvalidArgumentError: when it runs, if the file cannot be decoded or has another
-            size than stated; `named_image_errors` turns it into a `DataError` with the name.
-    """
-    height, width = image_size
-    corners = geometry.transform_points(
-        geometry.invert(matrix),
-        tf.constant([[0, 0], [width, 0], [0, height], [width, height]], tf.float32),
-    )
-    low = tf.cast(tf.floor(tf.reduce_min(corners, axis=0)), tf.int32) - REGION_MARGIN_PX
-    high = tf.cast(tf.math.ceil(tf.reduce_max(corners, axis=0)), tf.int32) + REGION_MARGIN_PX
-    # A crop may lie outside its image altogether (a strong augmentation): one pixel is read then.
-    low = tf.clip_by_value(low, 0, image_wh - 1)
-    high = tf.maximum(tf.minimum(high, image_wh), low + 1)
-
-    data = tf.io.read_file(path)
-    region = tf.cond(
-        tf.io.is_jpeg(data),
-        lambda: _decode_jpeg_region(data, path, image_wh, low, high),
-        lambda: _decode_region(data, path, image_wh, low, high),
-    )
-    offset = tf.concat([tf.eye(2), tf.cast(low, tf.float32)[:, None]], axis=1)
-    return geometry.warp(region, geometry.compose(matrix, offset), image_size)
 
 
 def check_images(records: Records) -> dict[str, str]:
@@ -228,11 +176,13 @@ def usable_rows(records: Records) -> np.ndarray:
 
 
 @contextmanager
-def named_image_errors(records: Records) -> Iterator[None]:
+def named_image_errors(records: Records, input_format: InputFormat) -> Iterator[None]:
     """Turns a failure of TensorFlow to read an image into a `DataError` that names the file."""
     try:
         yield
     except _IMAGE_ERRORS as error:
+        if not input_format.reads_images:
+            raise
         # A decoder does not say which file it was given, so they are looked through once more.
         LOG.warning(
             "TensorFlow failed, at an image perhaps; checking those of %d people", len(records)
@@ -248,89 +198,9 @@ def named_image_errors(records: Records) -> Iterator[None]:
         ) from error
 
 
-def _columns(records: Records, input_format: InputFormat) -> _Person:
+def _columns(records: Records, input_format: InputFormat) -> tuple[tf.Tensor, ...]:
     if not len(records):
         raise DataError("no people to look at: the annotations have nobody with a labelled joint, "
                         "or the detections are empty")  # fmt: skip
-    crops = geometry.crop_boxes(
-        records.boxes_xyxy, input_format.image_size, input_format.box_margin
-    )
     with tf.device("/CPU:0"):
-        return _Person(
-            path=tf.constant(records.image_paths.astype(str)),
-            image_wh=tf.constant(records.image_wh),
-            centre=tf.constant((crops[:, :2] + crops[:, 2:]) / 2),
-            size_wh=tf.constant(crops[:, 2:] - crops[:, :2]),
-            keypoints=tf.constant(records.keypoints),
-            labelled=tf.constant(records.labelled),
-        )
-
-
-def _example(
-    person: _Person,
-    skeleton: Skeleton,
-    input_format: InputFormat,
-    augmentation: Augmentation | None,
-    draws: tf.Tensor | None,
-) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-    path, image_wh, centre, size_wh, keypoints, labelled = person
-    rotation_deg, flipped = tf.constant(0.0), tf.constant(False)
-    if augmentation is not None:
-        keypoints, labelled, centre, size_wh, rotation_deg, flipped = augment(
-            keypoints, labelled, centre, size_wh, image_wh[0], skeleton, augmentation, draws
-        )
-    matrix = geometry.crop_affine(centre, size_wh, rotation_deg, input_format.image_size)
-    from_file = tf.cond(
-        flipped,
-        lambda: geometry.compose(matrix, geometry.mirror(image_wh[0])),
-        lambda: matrix,
-    )
-    crop = read_crop(path, image_wh, from_file, input_format.image_size)
-    image = input_format.normalise(crop)
-    return image, encode_target(keypoints, labelled, matrix, input_format.image_size)
-
-
-def encode_target(
-    keypoints: tf.Tensor, labelled: tf.Tensor, matrix: tf.Tensor, image_size: tuple[int, int]
-) -> dict[str, tf.Tensor]:
-    """The regression target of one person.
-
-    Args:
-        keypoints: (K, D), x and y in image pixels, a third coordinate in millimetres.
-        labelled: (K,) bool.
-        matrix: (2, 3) affine matrix from image pixels to crop pixels.
-        image_size: (height, width) of the crop.
-
-    Returns:
-        {"keypoints": (K, D), "weight": (K, D)} float32: x, y = crop pixel / (W, H) - 0.5 and
-        z = mm / 2000; weight 1 where labelled.
-    """
-    height, width = image_size
-    xy = geometry.transform_points(matrix, keypoints[:, :2]) / (width, height) - 0.5
-    unit = tf.concat([xy, keypoints[:, 2:] / geometry.DEPTH_MM], axis=1)
-    weight = tf.repeat(tf.cast(labelled, tf.float32)[:, None], unit.shape[-1], axis=1)
-    return {"keypoints": tf.where(weight > 0, unit, 0.0), "weight": weight}
-
-
-def _check_size(shape_hwc: tf.Tensor, path: tf.Tensor, image_wh: tf.Tensor) -> tf.Operation | None:
-    found_wh = shape_hwc[1::-1]
-    return tf.debugging.Assert(
-        tf.reduce_all(found_wh == image_wh),
-        [path, "width and height found", found_wh, "expected", image_wh],
-    )
-
-
-def _decode_jpeg_region(data, path, image_wh, low, high) -> tf.Tensor:
-    with tf.control_dependencies([_check_size(tf.io.extract_jpeg_shape(data), path, image_wh)]):
-        window = tf.stack([low[1], low[0], high[1] - low[1], high[0] - low[0]])
-        # The accurate transform: the fast one is several grey levels off.
-        return tf.image.decode_and_crop_jpeg(
-            data, window, channels=3, dct_method="INTEGER_ACCURATE"
-        )
-
-
-def _decode_region(data, path, image_wh, low, high) -> tf.Tensor:
-    image = tf.io.decode_image(data, channels=3, expand_animations=False)
-    image = tf.ensure_shape(image, (None, None, 3))
-    with tf.control_dependencies([_check_size(tf.shape(image), path, image_wh)]):
-        return tf.identity(image[low[1] : high[1], low[0] : high[0]])
+        return input_format.columns(records)

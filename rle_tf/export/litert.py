@@ -14,9 +14,11 @@ from rle_tf.errors import ModelError
 def export_litert(saved_model_dir: str | Path, path: str | Path) -> Path:
     """Converts a SavedModel that `export_savedmodel` wrote, with TensorFlow Lite's own ops alone.
 
-    The signature `serving_default` stays: `image` (B, H, W, 3) uint8 in, and the outputs by the
-    same names, shapes and units. A signature runner takes any B; a bare interpreter starts at
-    B = 1 and takes another after `resize_tensor_input`.
+    Every signature stays, with its inputs and outputs by the same names, shapes and units. A
+    signature runner takes any B; the file holds the weights once however many signatures it has.
+
+    A bare interpreter sees `serving_default`, which comes first in the alphabet. It starts at B = 1
+    and takes another after `resize_tensor_input`.
 
     The converter keeps memory and writes to the terminal, so it runs in a process of its own.
 

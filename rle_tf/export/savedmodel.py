@@ -1,10 +1,10 @@
-"""A trained regressor as a TensorFlow SavedModel: uint8 crops in, poses with uncertainty out."""
+"""A trained regressor as a TensorFlow SavedModel: crops or keypoints in, poses out."""
 
 import json
 import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
@@ -12,15 +12,18 @@ import keras
 import tensorflow as tf
 
 from rle_tf.errors import ModelError
-from rle_tf.geometry import DEPTH_MM
+from rle_tf.geometry import DEPTH_MM, screen_coordinates
 from rle_tf.skeletons import Skeleton
 
 # TensorFlow Serving passes over this folder of a model: the place for files of one's own.
 _METADATA = Path("assets.extra", "rle_tf.json")
 _METADATA_KEYS = (
-    "skeleton", "joints", "bones", "flip_pairs", "image_size", "dims", "mean", "std", "box_margin",
-    "spread", "versions",
+    "input", "skeleton", "joints", "bones", "flip_pairs", "root", "image_size", "dims", "mean",
+    "std", "box_margin", "spread", "versions",
 )  # fmt: skip
+
+# By the name of each signature: its function and the tensors that the function takes.
+_Endpoints = dict[str, tuple[Callable[..., dict[str, tf.Tensor]], list[tf.TensorSpec]]]
 
 
 def export_savedmodel(
@@ -28,34 +31,61 @@ def export_savedmodel(
     directory: str | Path,
     *,
     skeleton: Skeleton,
-    mean: Sequence[float],
-    std: Sequence[float],
-    box_margin: float = 1.25,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    box_margin: float | None = None,
     spread: Sequence[float] | None = None,
     version: int | None = None,
 ) -> Path:
     """Writes the regressor as `directory/<version>/`, the layout that TensorFlow Serving reads.
 
-    The signature `serving_default` takes `image` (B, H, W, 3), uint8 RGB crops, with B free, and
-    gives, all float32:
+    Below, all outputs are float32 and B is free; `error` is sigma * spread, the error to be
+    expected, and what is computed from it is NaN where `spread` is. Every signature gives
+        score (B, K): 1 - the mean of sigma over D, the joint's confidence (the paper's).
+
+    **An image regressor**: functional model, (B, H, W, 3) float32 -> {"mu", "log_sigma"}, each
+    (B, K, D). The signature `serving_default` takes
+        image (B, H, W, 3): uint8 RGB crops,
+    and gives
         mu (B, K, D): unit coordinates, x, y = crop pixel / (W, H) - 0.5, z = mm / 2000.
         sigma (B, K, D): the scale of the density about `mu`, same units, in (0, 1).
-        score (B, K): 1 - the mean of sigma over D, the joint's confidence (the paper's).
-        keypoints_px (B, K, D): `mu` with x, y in pixels of the crop and z in mm from the root.
-        sigma_px (B, K, D): the error to be expected, sigma * spread, in the units of
-            `keypoints_px`; NaN where `spread` is.
+        keypoints_px, sigma_px (B, K, 2): x, y of `mu` and of `error` in pixels of the crop,
+    and where D = 3
+        depth_mm, depth_sigma_mm (B, K): z of `mu` and of `error` in mm; positive is farther from
+            the camera than the root.
+
+    Where D = 3, the signature `to_camera` takes also
+        crop_box_xyxy (B, 4): float32, where the crop lies in the photograph, in its pixels.
+        focal_px, centre_px (B, 2): float32, focal length and principal point, x and y, pixels.
+        root_depth_mm (B,): float32, of the root joint, along the camera's axis,
+    and gives
+        keypoints_px (B, K, 2): x, y in pixels of the photograph.
+        keypoints_mm (B, K, 3): in the axes of the camera, x right, y down and z forward, relative
+            to the root joint.
+        sigma_mm (B, K, 3): `error` along these axes, to first order: without what an error of the
+            depth does to x and y, and without the root joint's own error.
+
+    **A lifting regressor**: functional model, (B, K, 2) float32 -> {"mu", "log_sigma"}, each
+    (B, K, 3). Its input is `geometry.screen_coordinates`; its `mu` is in the axes of the camera,
+    mm / 2000 relative to the root in x and y too. The signature `serving_default` takes
+        keypoints_px (B, K, 2): float32, x, y in pixels of the photograph.
+        image_wh (B, 2): float32, width and height of the photograph in pixels,
+    and gives `mu` and `sigma` (B, K, 3), and `keypoints_mm` and `sigma_mm` (B, K, 3), which are
+    `mu` and `error` in mm.
 
     The graph computes in float32 whatever precision the regressor was trained in, and holds the
     regressor's variables alone. It appears under its number when it is complete, not before.
 
     Args:
-        regressor: Functional model, (B, H, W, 3) float32 -> {"mu", "log_sigma"}, each (B, K, D).
+        regressor: One of these two; the rank of its input says which.
         directory: The model's folder; made if absent.
-        skeleton: What the K joints are; written beside the graph (see `read_metadata`).
-        mean: Of each channel, R, G, B, subtracted from pixel / 255.
+        skeleton: What the K joints are; written beside the graph (see `read_metadata`). Where
+            D = 3 it has a root joint.
+        mean: Of each channel, R, G, B, subtracted from pixel / 255. Like `std` and `box_margin`
+            needed for an image regressor, and for no other.
         std: Of each channel; what is left is divided by it.
-        box_margin: The factor between a person's box and the crop that it was trained on; written
-            beside the graph for those who make the crops.
+        box_margin: The factor between a person's box and the crop that it was trained on, 1.25 in
+            the paper's recipe; written beside the graph for those who make the crops.
         spread: (D,) `RealNVP.spread` of the flow that it was trained with, the error to be
             expected at a sigma of 1; by default 1.
         version: 1 or more; by default one more than the highest in `directory`.
@@ -64,11 +94,13 @@ def export_savedmodel(
         The version's folder.
 
     Raises:
-        ModelError: The regressor is of another form or does not fit the skeleton; `mean` or `std`
-            cannot be used; the version exists (nothing is overwritten).
+        ModelError: The regressor is of another form or does not fit the skeleton; `mean`, `std` or
+            `box_margin` are absent, cannot be used, or are given for a lifting regressor; the
+            version exists (nothing is overwritten).
     """
     directory = Path(directory)
-    image_size, dims = _check(regressor, skeleton, mean, std)
+    kind, image_size, dims = _check(regressor, skeleton)
+    _check_crops(regressor, kind, mean, std, box_margin)
     spread = [1.0] * dims if spread is None else [float(value) for value in spread]
     if len(spread) != dims:
         raise ModelError(f"spread: found {spread}; expected {dims} numbers, one a coordinate")
@@ -85,15 +117,17 @@ def export_savedmodel(
         raise ModelError(f"{target}: this version exists; expected a new one, none is overwritten")
 
     metadata = {
+        "input": kind,
         "skeleton": skeleton.name,
         "joints": skeleton.joints,
         "bones": skeleton.bones,
         "flip_pairs": skeleton.flip_pairs,
+        "root": skeleton.root,
         "image_size": image_size,
         "dims": dims,
-        "mean": [float(value) for value in mean],
-        "std": [float(value) for value in std],
-        "box_margin": float(box_margin),
+        "mean": None if mean is None else [float(value) for value in mean],
+        "std": None if std is None else [float(value) for value in std],
+        "box_margin": None if box_margin is None else float(box_margin),
         "spread": [None if math.isnan(value) else value for value in spread],
         "versions": {
             "rle_tf": installed_version("rle-tf"),
@@ -101,11 +135,16 @@ def export_savedmodel(
             "tensorflow": tf.__version__,
         },
     }
+    regress = _regress_function(regressor, spread)
+    if kind == "image":
+        endpoints = _image_endpoints(regress, image_size, mean, std, dims, skeleton.root)
+    else:
+        endpoints = _lifting_endpoints(regress, len(skeleton.joints))
     # Serving passes over names that are not numbers. The graph goes one level deeper because the
     # temporary folder itself is private to this user, which a served model must not be.
     with tempfile.TemporaryDirectory(prefix=".export-", dir=directory) as temporary:
         complete = Path(temporary, "model")
-        _write_graph(regressor, complete, image_size, mean, std, spread)
+        _write_graph(endpoints, complete)
         (complete / _METADATA).parent.mkdir()
         (complete / _METADATA).write_text(json.dumps(metadata, indent=1) + "\n")
         try:
@@ -122,10 +161,12 @@ def read_metadata(model_dir: str | Path) -> dict:
         model_dir: A version's folder, as `export_savedmodel` returns it.
 
     Returns:
-        `skeleton` (its name), `joints` (K names), `bones` and `flip_pairs` (pairs of joint
-        indices), `image_size` [H, W], `dims` (D), `mean` and `std` (RGB, of pixel / 255),
-        `box_margin`, `spread` (D numbers, null where unknown), `versions` (of rle_tf, keras and
-        tensorflow when it was written).
+        `input` ("image" or "keypoints"), `skeleton` (its name), `joints` (K names), `bones` and
+        `flip_pairs` (pairs of joint indices), `root` (the joint index that depths are relative to,
+        None where the skeleton has none), `image_size` [H, W], `dims` (D), `mean` and `std` (RGB,
+        of pixel / 255), `box_margin`, `spread` (D numbers, None where unknown), `versions` (of
+        rle_tf, keras and tensorflow when it was written). `image_size`, `mean`, `std` and
+        `box_margin` are None where the input is keypoints.
 
     Raises:
         ModelError: The folder or the file in it is absent, or the file is not such a file.
@@ -155,16 +196,19 @@ def _versions(directory: Path) -> list[int]:
     return [int(entry.name) for entry in directory.iterdir() if entry.name.isdecimal()]
 
 
-def _check(
-    regressor: keras.Model, skeleton: Skeleton, mean: Sequence[float], std: Sequence[float]
-) -> tuple[tuple[int, int], int]:
-    """The (height, width) and D of a regressor that can be exported; ModelError for another."""
-    inputs = [tensor.shape for tensor in regressor.inputs]
-    if len(inputs) != 1 or len(inputs[0]) != 4 or inputs[0][3] != 3 or None in inputs[0][1:]:
-        raise ModelError(
-            f"regressor {regressor.name!r}: found inputs {inputs}; expected one (B, H, W, 3) with"
-            " a fixed H and W"
-        )
+def _check(regressor: keras.Model, skeleton: Skeleton) -> tuple[str, tuple[int, int] | None, int]:
+    """What a regressor that can be exported takes, its (height, width) and D; else ModelError."""
+    inputs = [tuple(tensor.shape) for tensor in regressor.inputs]
+    match inputs:
+        case [(_, int(height), int(width), 3)]:
+            kind, image_size, fitting_dims = "image", (height, width), (2, 3)
+        case [(_, int(), 2)]:
+            kind, image_size, fitting_dims = "keypoints", None, (3,)
+        case _:
+            raise ModelError(
+                f"regressor {regressor.name!r}: found inputs {inputs}; expected one, images"
+                " (B, H, W, 3) with a fixed H and W or keypoints (B, K, 2) with a fixed K"
+            )
     found = keras.tree.map_structure(lambda tensor: tensor.shape, regressor.output)
     shapes = found if isinstance(found, dict) else {}
     mu = shapes.get("mu", ())
@@ -174,50 +218,137 @@ def _check(
             " each (B, K, D)"
         )
     joints = len(skeleton.joints)
-    if mu[1] != joints or mu[2] not in (2, 3):
+    if mu[1] != joints or mu[2] not in fitting_dims:
         raise ModelError(
-            f"regressor {regressor.name!r}: found output {mu}; expected (B, {joints}, 2 or 3) for"
+            f"regressor {regressor.name!r}: found output {mu}; expected (B, {joints},"
+            f" {' or '.join(map(str, fitting_dims))}) for skeleton {skeleton.name!r} and input"
+            f" {kind!r}"
+        )
+    if kind == "keypoints" and inputs[0][1] != joints:
+        raise ModelError(
+            f"regressor {regressor.name!r}: found input {inputs[0]}; expected (B, {joints}, 2) for"
             f" skeleton {skeleton.name!r}"
         )
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+    if mu[2] == 3 and skeleton.root is None:
+        raise ModelError(
+            f"skeleton {skeleton.name!r}: found the joints {', '.join(skeleton.joints)}; expected"
+            " a 'pelvis' among them, the root that the depth of a 3D regressor is relative to"
+        )
+    return kind, image_size, mu[2]
+
+
+def _check_crops(
+    regressor: keras.Model,
+    kind: str,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    box_margin: float | None,
+) -> None:
+    """ModelError unless what is said of crops is what the kind of regressor needs."""
+    values = {"mean": mean, "std": std, "box_margin": box_margin}
+    given = [name for name, value in values.items() if value is not None]
+    if given != (list(values) if kind == "image" else []):
+        raise ModelError(
+            f"regressor {regressor.name!r}: found {', '.join(given) or 'no mean, std, box_margin'};"
+            f" expected {'all' if kind == 'image' else 'none'} of mean, std and box_margin where"
+            f" the input is {kind!r}"
+        )
+    if kind == "image" and (len(mean) != 3 or len(std) != 3 or min(std) <= 0):
         raise ModelError(
             f"normalisation: found mean {list(mean)}, std {list(std)}; expected three numbers"
             " each (R, G, B), std above 0"
         )
-    return inputs[0][1:3], mu[2]
 
 
-def _write_graph(
-    regressor: keras.Model,
-    path: Path,
+def _regress_function(
+    regressor: keras.Model, spread: Sequence[float]
+) -> Callable[[tf.Tensor], tuple[dict[str, tf.Tensor], tf.Tensor]]:
+    """The network's input -> `mu`, `sigma` and `score`, and the error (B, K, D) to be expected."""
+    twin = _float32_twin(regressor)
+    spread = tf.constant(spread, tf.float32)
+
+    def regress(network_input):
+        output = twin(network_input, training=False)
+        sigma = tf.exp(output["log_sigma"])
+        score = 1 - tf.reduce_mean(sigma, axis=-1)
+        return {"mu": output["mu"], "sigma": sigma, "score": score}, sigma * spread
+
+    return regress
+
+
+def _image_endpoints(
+    regress: Callable,
     image_size: tuple[int, int],
     mean: Sequence[float],
     std: Sequence[float],
-    spread: Sequence[float],
-) -> None:
-    twin = _float32_twin(regressor)
+    dims: int,
+    root: int | None,
+) -> _Endpoints:
     height, width = image_size
+    size_px = tf.constant([width, height], tf.float32)
     mean, std = tf.constant(mean, tf.float32), tf.constant(std, tf.float32)
-    dims = len(spread)
-    scale = tf.constant([width, height, DEPTH_MM][:dims], tf.float32)
-    origin = tf.constant([0.5, 0.5, 0.0][:dims])
-    spread = tf.constant(spread, tf.float32)
+
+    def regress_crop(image):
+        return regress((tf.cast(image, tf.float32) / 255 - mean) / std)
 
     def serve(image):
-        output = twin((tf.cast(image, tf.float32) / 255 - mean) / std, training=False)
-        mu, sigma = output["mu"], tf.exp(output["log_sigma"])
+        output, error = regress_crop(image)
+        mu = output["mu"]
+        output["keypoints_px"] = (mu[..., :2] + 0.5) * size_px
+        output["sigma_px"] = error[..., :2] * size_px
+        if dims == 3:
+            output["depth_mm"] = mu[..., 2] * DEPTH_MM
+            output["depth_sigma_mm"] = error[..., 2] * DEPTH_MM
+        return output
+
+    def to_camera(image, crop_box_xyxy, focal_px, centre_px, root_depth_mm):
+        output, error = regress_crop(image)
+        mu = output["mu"]
+        low, high = crop_box_xyxy[:, None, :2], crop_box_xyxy[:, None, 2:]
+        xy_px = low + (mu[..., :2] + 0.5) * (high - low)
+        z_mm = mu[..., 2:] * DEPTH_MM + root_depth_mm[:, None, None]
+        mm_per_px = z_mm / focal_px[:, None]
+        xyz_mm = tf.concat([(xy_px - centre_px[:, None]) * mm_per_px, z_mm], axis=-1)
         return {
-            "mu": mu,
-            "sigma": sigma,
-            "score": 1 - tf.reduce_mean(sigma, axis=-1),
-            "keypoints_px": (mu + origin) * scale,
-            "sigma_px": sigma * spread * scale,
+            "keypoints_mm": xyz_mm - xyz_mm[:, root : root + 1],
+            "keypoints_px": xy_px,
+            "sigma_mm": tf.concat(
+                [error[..., :2] * (high - low) * mm_per_px, error[..., 2:] * DEPTH_MM], axis=-1
+            ),
+            "score": output["score"],
         }
 
-    # The archive finds the endpoint's variables; `track` would store each a second time.
-    archive = keras.export.ExportArchive()
     image = tf.TensorSpec((None, height, width, 3), tf.uint8, name="image")
-    archive.add_endpoint("serving_default", serve, [image])
+    if dims == 2:
+        return {"serving_default": (serve, [image])}
+    view = [
+        tf.TensorSpec((None, 4), name="crop_box_xyxy"),
+        tf.TensorSpec((None, 2), name="focal_px"),
+        tf.TensorSpec((None, 2), name="centre_px"),
+        tf.TensorSpec((None,), name="root_depth_mm"),
+    ]
+    return {"serving_default": (serve, [image]), "to_camera": (to_camera, [image, *view])}
+
+
+def _lifting_endpoints(regress: Callable, joints: int) -> _Endpoints:
+    def serve(keypoints_px, image_wh):
+        output, error = regress(screen_coordinates(keypoints_px, image_wh))
+        output["keypoints_mm"] = output["mu"] * DEPTH_MM
+        output["sigma_mm"] = error * DEPTH_MM
+        return output
+
+    inputs = [
+        tf.TensorSpec((None, joints, 2), name="keypoints_px"),
+        tf.TensorSpec((None, 2), name="image_wh"),
+    ]
+    return {"serving_default": (serve, inputs)}
+
+
+def _write_graph(endpoints: _Endpoints, path: Path) -> None:
+    # The archive finds the endpoints' variables; `track` would store each a second time.
+    archive = keras.export.ExportArchive()
+    for name, (function, inputs) in endpoints.items():
+        archive.add_endpoint(name, function, inputs)
     archive.write_out(str(path), verbose=False)
 
 

@@ -34,6 +34,9 @@ BACKBONES: dict[str, Callable[[tuple[int, int]], keras.Model]] = {
 
 HEADS = ("pooled", "soft_argmax")
 
+# Of what is known: the authors' smallest, to which their training takes the root's depth.
+ROOT_SIGMA = 1e-9
+
 
 def build_backbone(
     name: str,
@@ -117,11 +120,12 @@ def build_regressor(
     Returns:
         A functional model named "regressor": float32 "image" (B, H, W, 3) -> {"mu": (B, K, D),
         "log_sigma": (B, K, D)}, float32. x, y of mu = pixel / (W, H) - 0.5, depth = mm / 2000
-        relative to the root; sigma = exp(log_sigma), in the same units, is at most 1.
+        relative to the root; sigma = exp(log_sigma), in the same units, is at most 1. The root's
+        depth is 0 and its sigma 1e-9.
 
     Raises:
-        ModelError: for an argument that is none of the above, weights that do not fit, or a model
-            as backbone whose input or output has another shape.
+        ModelError: for an argument that is none of the above, weights that do not fit, a model as
+            backbone whose input or output has another shape, or depths without a root.
     """
     image_size = _check_image_size(image_size)
     if dims not in (2, 3):
@@ -135,23 +139,21 @@ def build_regressor(
         _check_backbone(backbone, image, weights, output_layer)
     features = backbone(image)
 
-    # Every layer from here on names its dtype: under a mixed policy the next one without would
-    # bring the outputs back to half precision.
     joints = len(skeleton.joints)
     pooled = layers.GlobalAveragePooling2D(dtype="float32", name="pool")(features)
     normed = pooled
     if feature_norm:
         normed = layers.UnitNormalization(dtype="float32", name="feature_norm")(pooled)
     if head == "pooled":
-        mu = _dense(normed, joints, dims, "mu")
+        mu = dense_head(normed, joints, dims, "mu")
     else:
         mu = _soft_argmax(features, joints)
         if dims == 3:
-            depth = _dense(normed, joints, 1, "depth")
+            depth = dense_head(normed, joints, 1, "depth")
             mu = layers.Concatenate(dtype="float32", name="mu_xyz")([mu, depth])
-    log_sigma = layers.Activation("log_sigmoid", dtype="float32", name="log_sigma")(
-        _dense(pooled, joints, dims, "sigma")
-    )
+    log_sigma = log_sigma_head(pooled, joints, dims)
+    if dims == 3:
+        mu, log_sigma = relative_to_root(mu, log_sigma, skeleton, axes=(0, 0, 1))
     return keras.Model(image, {"mu": mu, "log_sigma": log_sigma}, name="regressor")
 
 
@@ -180,7 +182,11 @@ def _check_backbone(backbone: keras.Model, image, weights, output_layer) -> None
         )
 
 
-def _dense(features, joints: int, dims: int, name: str):
+# Heads. Every layer names its dtype: under a mixed policy the next one without would bring the
+# outputs back to half precision.
+
+
+def dense_head(features, joints: int, dims: int, name: str):
     """(B, C) -> (B, joints, dims). Glorot's uniform initialisation at a gain of 0.01."""
     x = layers.Dense(
         joints * dims,
@@ -189,6 +195,33 @@ def _dense(features, joints: int, dims: int, name: str):
         name=f"{name}_dense",
     )(features)
     return layers.Reshape((joints, dims), dtype="float32", name=name)(x)
+
+
+def log_sigma_head(features, joints: int, dims: int):
+    """(B, C) -> log_sigma (B, joints, dims), below 0."""
+    return layers.Activation("log_sigmoid", dtype="float32", name="log_sigma")(
+        dense_head(features, joints, dims, "sigma")
+    )
+
+
+def relative_to_root(mu, log_sigma, skeleton: Skeleton, axes: tuple[int, int, int]):
+    """`mu` and `log_sigma` (B, K, 3) with the coordinates whose axis is 1 relative to the root's.
+
+    The root's own are 0 by definition and not learned; their sigma is `ROOT_SIGMA`.
+
+    Raises:
+        ModelError: if the skeleton has no root.
+    """
+    root = skeleton.root
+    if root is None:
+        raise ModelError(
+            f"skeleton '{skeleton.name}' has no pelvis, which depths are relative to; expected one "
+            "that has, h36m18 for one, for a regressor of three coordinates"
+        )
+    known = np.zeros((len(skeleton.joints), 3), "float32")
+    known[root] = axes
+    mu = mu - mu[:, root : root + 1] * np.array(axes, "float32")
+    return mu, log_sigma * (1 - known) + known * np.log(ROOT_SIGMA, dtype="float32")
 
 
 def _soft_argmax(features, joints: int):

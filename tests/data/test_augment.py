@@ -1,14 +1,29 @@
 """Augmentation: what each function may do to a person, alone and inside `tf.data`."""
 
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 import tensorflow as tf
 from pydantic import ValidationError
 
 from rle_tf import geometry
-from rle_tf.data.augment import DRAWS, Augmentation, augment, flip, half_body, rotation, scale
-from rle_tf.data.pipeline import encode_target
-from rle_tf.skeletons import COCO17, SKELETONS
+from rle_tf.data.augment import (
+    DRAWS,
+    OCCLUSION_TRIES,
+    VIEW_DRAWS,
+    Augmentation,
+    augment,
+    colour,
+    flip,
+    half_body,
+    occlude,
+    occlusion_box,
+    rotation,
+    scale,
+)
+from rle_tf.data.crops import encode_target
+from rle_tf.skeletons import COCO17, H36M18, SKELETONS
 
 SIZE = (256, 192)
 JOINT = {name: index for index, name in enumerate(COCO17.joints)}
@@ -69,7 +84,9 @@ def test_flipping_mirrors_x_and_exchanges_left_and_right():
 
 
 def test_scales_fill_their_range():
-    factors = [scale(tf.constant(BOX), (0.75, 1.25), draw) / BOX for draw in uniform(200)[:, 2]]
+    factors = [
+        scale(tf.constant(BOX), (0.75, 1.25), None, draw) / BOX for draw in uniform(200)[:, 2]
+    ]
     assert (np.ptp(factors, axis=1) < 1e-6).all()  # the aspect stays
     assert 0.75 <= np.min(factors) < 0.76 and 1.24 < np.max(factors) < 1.25
     assert np.mean(factors) == pytest.approx(1, abs=0.03)
@@ -77,7 +94,7 @@ def test_scales_fill_their_range():
 
 def test_rotations_are_as_often_and_as_large_as_said():
     numbers = uniform(4000)
-    angles = rotation(40.0, 0.3, numbers[:, 3], numbers[:, 4]).numpy()
+    angles = rotation(40.0, None, 0.3, numbers[:, 3], numbers[:, 4]).numpy()
     turned = angles[angles != 0]
     assert len(turned) / len(angles) == pytest.approx(0.3, abs=0.03)
     assert -40 <= turned.min() < -39 and 39 < turned.max() <= 40
@@ -87,8 +104,35 @@ def test_rotations_are_as_often_and_as_large_as_said():
 @pytest.mark.parametrize(("probability", "share"), [(0.0, 0), (1.0, 1)])
 def test_rotation_never_and_always(probability, share):
     numbers = uniform(500)
-    angles = rotation(40.0, probability, numbers[:, 3], numbers[:, 4])
+    angles = rotation(40.0, None, probability, numbers[:, 3], numbers[:, 4])
     assert np.mean(angles != 0) == share
+
+
+# The normal densities of the 3D recipe. What is drawn, from the least to the most.
+LEVELS = np.concatenate([[0], np.linspace(0.001, 0.999, 999), [1 - 2**-24]]).astype("float32")
+NORMAL = np.array([NormalDist().inv_cdf(float(p)) for p in LEVELS[1:]])
+
+
+def test_normal_scales_are_clipped_to_their_range():
+    factors = scale(tf.constant(BOX), (0.7, 1.3), 0.3, LEVELS[:, None]).numpy() / BOX
+    np.testing.assert_allclose(factors[:, 0], factors[:, 1], rtol=1e-6)
+    expected = np.clip(1 + 0.3 * NORMAL, 0.7, 1.3)
+    np.testing.assert_allclose(factors[1:, 0], expected, rtol=1e-4)
+    assert factors[0, 0] == pytest.approx(0.7) and factors[-1, 0] == pytest.approx(1.3)
+    # One deviation to each side is kept.
+    assert np.mean(factors[:, 0] < 0.7001) == pytest.approx(0.159, abs=0.002)
+
+
+def test_normal_rotations_are_clipped_to_their_limit():
+    angles = rotation(60.0, 30.0, 0.6, np.zeros_like(LEVELS), LEVELS).numpy()
+    np.testing.assert_allclose(angles[1:], np.clip(30 * NORMAL, -60, 60), atol=1e-2)
+    assert angles[0] == -60 and angles[-1] == 60
+    numbers = uniform(2000)
+    angles = rotation(60.0, 30.0, 0.6, numbers[:, 3], numbers[:, 4]).numpy()
+    assert np.mean(angles != 0) == pytest.approx(0.6, abs=0.04)
+    assert angles[angles != 0].std() == pytest.approx(28.6, abs=1.5)  # 30 without the clipping
+    never = rotation(60.0, 30.0, 0.0, np.zeros_like(LEVELS), LEVELS)
+    np.testing.assert_array_equal(never, 0)
 
 
 # ---- half body
@@ -175,6 +219,29 @@ def view(numbers, augmentation=RECIPE, labelled=EVERYBODY):
     return [each.numpy() for each in found]
 
 
+def test_depths_stay_with_their_joints():
+    keypoints = np.random.default_rng(0).uniform(0, 200, (18, 3)).astype("float32")
+    keypoints[5, 2] = np.nan
+    turned_round = Augmentation(rotation_probability=1.0, scale_std=0.3, rotation_std_deg=30.0)
+    seen = set()
+    for numbers in uniform(20):
+        found, _, _, _, rotation_deg, flipped = augment(
+            tf.constant(keypoints),
+            tf.ones(18, bool),
+            tf.constant(CENTRE),
+            tf.constant(BOX),
+            tf.constant(300),
+            H36M18,
+            turned_round,
+            numbers,
+        )
+        order = H36M18.flip_permutation if flipped else np.arange(18)
+        np.testing.assert_array_equal(found[:, 2], keypoints[order, 2])
+        assert rotation_deg != 0
+        seen.add(bool(flipped))
+    assert seen == {True, False}
+
+
 def test_no_augmentation_changes_nothing():
     still = Augmentation(
         flip_probability=0,
@@ -220,14 +287,201 @@ def test_only_people_with_enough_labelled_joints_are_halved(count, halved):
     assert (centre[1] != CENTRE[1]) == halved
 
 
+# ---- colour
+
+
+def test_each_channel_is_multiplied_by_a_factor_of_its_own():
+    image = tf.reshape(tf.range(60.0), (4, 5, 3)) + 100
+    factors = []
+    for numbers in uniform(300):
+        ratio = (colour(image, 0.2, numbers) / image).numpy()
+        np.testing.assert_allclose(ratio, np.broadcast_to(ratio[0, 0], ratio.shape), rtol=1e-5)
+        factors.append(ratio[0, 0])
+    factors = np.array(factors)
+    assert (factors.min(axis=0) >= 0.8).all() and (factors.min(axis=0) < 0.81).all()
+    assert (factors.max(axis=0) <= 1.2).all() and (factors.max(axis=0) > 1.19).all()
+    np.testing.assert_allclose(factors.mean(axis=0), 1, atol=0.03)
+    np.testing.assert_allclose(np.corrcoef(factors.T), np.eye(3), atol=0.2)
+
+
+def test_colours_stay_in_their_range_and_without_strength_as_they_are():
+    image = tf.random.stateless_uniform((8, 9, 3), (0, 1), 0, 255)
+    for numbers in uniform(30):
+        np.testing.assert_array_equal(colour(image, 0.0, numbers), image)
+        found = colour(image, 0.9, numbers).numpy()
+        assert found.min() >= 0 and found.max() <= 255
+    brightest = colour(image, 0.9, tf.fill([DRAWS], 0.999)).numpy()
+    assert (brightest[image > 150] == 255).all()
+
+
+# ---- occlusion
+
+PERSON, PHOTOGRAPH = np.float32([60, 40, 160, 240]), np.int32([320, 280])
+
+
+def rectangle(numbers, box=PERSON, image_wh=PHOTOGRAPH, largest=0.7):
+    return occlusion_box(box, image_wh, largest, numbers).numpy()
+
+
+def tries(*rectangles) -> np.ndarray:
+    """Draws whose rectangles are (share, ratio, x, y); the last one again and again."""
+    rectangles = [*rectangles, *[rectangles[-1]] * (OCCLUSION_TRIES - len(rectangles))]
+    numbers = np.zeros(DRAWS, np.float32)
+    numbers[VIEW_DRAWS + 3 :] = np.ravel(rectangles)
+    return numbers
+
+
+def test_rectangles_are_as_large_and_as_long_as_said():
+    boxes = np.array([rectangle(numbers) for numbers in uniform(300)])
+    assert (boxes == np.floor(boxes)).all()
+    width, height = (boxes[:, 2:] - boxes[:, :2]).T
+    assert (boxes[:, :2] >= 0).all() and (boxes[:, 2:] <= PHOTOGRAPH).all()
+    share = width * height / (100 * 200)
+    assert share.max() <= 0.7 and share.max() > 0.6 and share.min() < 0.02
+    assert share.mean() == pytest.approx(0.35, abs=0.05)
+    # Each side was rounded down to whole pixels.
+    assert (height + 1 > 0.3 * width).all() and (0.3 * height < width + 1).all()
+    large = share > 0.05
+    ratio = (height / width)[large]
+    assert ratio.min() < 0.5 and ratio.max() > 2.5
+    # Inside the person's box but for sides that are longer than it, which reach over both edges.
+    for axis, extent in enumerate((width, height)):
+        low, high = PERSON[[axis, axis + 2]]
+        fits = extent < high - low - 2
+        assert fits.any()
+        assert (boxes[fits, axis] >= low).all() and (boxes[fits, axis + 2] < high).all()
+        assert (boxes[~fits, axis] <= low).all() and (boxes[~fits, axis + 2] >= high - 2).all()
+
+
+def test_the_first_rectangle_inside_the_image_is_taken():
+    person = np.float32([0, 0, 100, 100])
+    # Wider than the box, from a place left of it; and one in the middle.
+    outside, inside = (0.999, 0.0, 0.5, 0.5), (0.4, 0.26, 0.5, 0.5)
+    alone = rectangle(tries(inside), person)
+    assert (alone[2:] > alone[:2]).all()
+    np.testing.assert_array_equal(rectangle(tries(outside, inside), person), alone)
+    np.testing.assert_array_equal(rectangle(tries(*[outside] * 7, inside), person), alone)
+    other = rectangle(tries(inside, (0.1, 0.26, 0.1, 0.9)), person)
+    np.testing.assert_array_equal(other, alone)
+    np.testing.assert_array_equal(rectangle(tries(outside), person), 0)
+
+
+def test_rectangles_are_the_same_in_a_dataset():
+    numbers = uniform(40)
+    mapped = tf.data.Dataset.from_tensor_slices(numbers).map(
+        lambda row: occlusion_box(tf.constant(PERSON), tf.constant(PHOTOGRAPH), 0.7, row)
+    )
+    for row, inside in zip(numbers, mapped, strict=True):
+        np.testing.assert_array_equal(inside, rectangle(row))
+
+
+VIEWS = {
+    "upright": (0.0, False),
+    "turned": (30.0, False),
+    "flipped": (0.0, True),
+    "turned and flipped": (-50.0, True),
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_noise_hides_the_rectangle_and_nothing_else(name):
+    turned, flipped = VIEWS[name]
+    centre = tf.constant((PERSON[:2] + PERSON[2:]) / 2)
+    if flipped:
+        centre = geometry.transform_points(geometry.mirror(PHOTOGRAPH[0]), centre)
+    matrix = geometry.crop_affine(centre, tf.constant([165.0, 220.0]), turned, SIZE)
+    if flipped:
+        matrix = geometry.compose(matrix, geometry.mirror(PHOTOGRAPH[0]))
+    crop = tf.fill((*SIZE, 3), -1.0)  # which no noise is
+    numbers = tries((0.2, 0.4, 0.2, 0.3))
+    box = rectangle(numbers)
+    found = occlude(crop, matrix, PERSON, PHOTOGRAPH, 0.7, numbers, tf.constant([3, 4], tf.int64))
+    hidden = (found.numpy() != -1).all(axis=-1)
+    np.testing.assert_array_equal((found.numpy() != -1).any(axis=-1), hidden)
+    assert found.dtype == tf.float32 and found.shape == crop.shape
+
+    # Whole pixels: the rectangle begins half a pixel before the centre of the first.
+    low, high = box[:2] - 0.5, box[2:] - 0.5
+    corners = np.array([low, (high[0], low[1]), high, (low[0], high[1])])
+    middle = (low + high) / 2
+    for shrunk, expected in ((0.95, True), (1.05, False)):
+        edge = (middle + (corners - middle) * shrunk).astype("float32")
+        sides = [edge + (np.roll(edge, -1, axis=0) - edge) * t for t in np.linspace(0, 1, 9)]
+        places = geometry.transform_points(matrix, np.float32(sides).reshape(-1, 2))
+        x, y = np.rint(places).astype(int).T
+        assert (hidden[y, x] == expected).all()
+    rows, columns = np.nonzero(hidden)
+    place = geometry.transform_points(matrix, middle.astype("float32"))
+    # Upright, a row or column too many on one side moves the mean by half a pixel.
+    np.testing.assert_allclose((columns.mean(), rows.mean()), place, atol=0.1 if turned else 0.51)
+    area = np.prod(box[2:] - box[:2]) * (192 / 165) ** 2
+    assert hidden.sum() == pytest.approx(area, rel=0.005 if turned else 0.03)
+
+    noise = found.numpy()[hidden]
+    assert noise.min() >= 0 and noise.max() < 255
+    assert noise.mean() == pytest.approx(127.5, abs=3) and noise.std() == pytest.approx(73.6, abs=3)
+    np.testing.assert_allclose(np.corrcoef(noise.T), np.eye(3), atol=0.05)
+
+
+def test_in_the_image_itself_whole_pixels_are_hidden():
+    crop = tf.fill((280, 320, 3), -1.0)
+    for numbers in uniform(10):
+        found = occlude(crop, tf.eye(2, 3), PERSON, PHOTOGRAPH, 0.7, numbers, tf.constant([0, 1]))
+        left, top, right, bottom = rectangle(numbers).astype(int)
+        expected = np.zeros((280, 320), bool)
+        expected[top:bottom, left:right] = True
+        np.testing.assert_array_equal((found.numpy() != -1).all(axis=-1), expected)
+
+
+def test_noise_follows_its_seed_and_is_the_same_in_a_dataset():
+    crop, matrix = tf.fill((64, 48, 3), -1.0), tf.constant([[0.25, 0, -5], [0, 0.25, 0]])
+    numbers = tries((0.5, 0.3, 0.5, 0.5))
+    seeds = np.int64([[0, 5], [0, 6], [1, 5], [0, 5]])
+
+    def one(seed):
+        return occlude(
+            crop, matrix, tf.constant(PERSON), tf.constant(PHOTOGRAPH), 0.7, numbers, seed
+        )
+
+    mapped = list(tf.data.Dataset.from_tensor_slices(seeds).map(one))
+    for seed, inside in zip(seeds, mapped, strict=True):
+        np.testing.assert_array_equal(inside, one(tf.constant(seed)))
+    np.testing.assert_array_equal(mapped[0], mapped[3])
+    hidden = mapped[0].numpy() != -1
+    assert hidden.any() and not hidden.all()
+    for other in mapped[1:3]:
+        np.testing.assert_array_equal(other.numpy() != -1, hidden)
+        assert (other.numpy()[hidden] != mapped[0].numpy()[hidden]).mean() > 0.99
+
+
+def test_where_no_rectangle_is_inside_nothing_is_hidden():
+    crop = tf.random.stateless_uniform((64, 48, 3), (0, 1), 0, 255)
+    found = occlude(
+        crop,
+        tf.eye(2, 3),
+        np.float32([0, 0, 60, 60]),
+        np.int32([8, 8]),
+        1.0,
+        tries((0.9, 0.5, 0.5, 0.5)),
+        tf.constant([0, 1], tf.int64),
+    )
+    np.testing.assert_array_equal(found, crop)
+
+
+# ---- in a dataset
+
+
 def test_each_function_gives_the_same_in_a_dataset():
     def everything(numbers):
         person = tf.constant(STANDING), tf.constant(EVERYBODY), tf.constant(CENTRE)
         box = tf.constant(CENTRE), tf.constant(BOX)
         return (
             *flip(*person, tf.constant(300), COCO17.flip_permutation),
-            scale(box[1], (0.75, 1.25), numbers[2]),
-            rotation(45.0, 0.5, numbers[3], numbers[4]),
+            scale(box[1], (0.75, 1.25), None, numbers[2]),
+            scale(box[1], (0.7, 1.3), 0.3, numbers[2]),
+            rotation(45.0, None, 0.5, numbers[3], numbers[4]),
+            rotation(60.0, 30.0, 0.5, numbers[3], numbers[4]),
+            colour(tf.reshape(tf.range(60.0), (4, 5, 3)), 0.2, numbers),
             *half_body(person[0], person[1], *box, COCO17, 1.5, numbers[1]),
             *augment(*person, box[1], tf.constant(300), COCO17, Augmentation(), numbers),
         )

@@ -20,8 +20,8 @@ def true_poses(records: Records, shift_px=(0.0, 0.0)) -> Poses:
     """The annotated joints as if a regressor had said them."""
     people, joints = records.labelled.shape
     return Poses(
-        keypoints_px=records.keypoints[..., :2].astype(float) + shift_px,
-        sigma_px=np.ones((people, joints, 2)),
+        keypoints=records.keypoints[..., :2].astype(float) + shift_px,
+        sigmas=np.ones((people, joints, 2)),
         joint_scores=np.full((people, joints), 0.9),
         person_scores=np.ones(people),
         crop_boxes_xyxy=records.boxes_xyxy,
@@ -197,7 +197,7 @@ def test_of_two_detections_of_one_person_the_stronger_stays(write_coco):
     path = write_detections(annotations, [detection(i, 0.5) for i in (101, 101, 102)])
     people = CocoSource(annotations, images).records
     poses = true_poses(people.take(np.array([0, 0, 1])))
-    poses.keypoints_px[:] = people.keypoints[0] + np.array([0, 0.2, 0])[:, None, None]
+    poses.keypoints[:] = people.keypoints[0] + np.array([0, 0.2, 0])[:, None, None]
     poses.person_scores[:] = [0.6, 0.7, 0.5]
     source = CocoSource(annotations, images, detections=path)
     results = source.results(poses)
@@ -220,7 +220,7 @@ def test_the_sample_s_detections(coco_sample):
     # All joints in the middle of each box: poor poses, but well-formed ones.
     middle = (records.boxes_xyxy[:, None, :2] + records.boxes_xyxy[:, None, 2:]) / 2
     poses = true_poses(records)
-    poses.keypoints_px[:] = middle
+    poses.keypoints[:] = middle
     results = source.results(poses)
     assert 0 < len(results) <= 96
     with contextlib.redirect_stdout(io.StringIO()):

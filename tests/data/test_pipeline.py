@@ -12,23 +12,21 @@ from PIL import Image
 from rle_tf import geometry
 from rle_tf.data.augment import Augmentation
 from rle_tf.data.coco import CocoSource
+from rle_tf.data.crops import CropFormat, encode_target, read_crop
 from rle_tf.data.pipeline import (
-    InputFormat,
     check_images,
-    encode_target,
     evaluation_batches,
     named_image_errors,
-    read_crop,
     training_batches,
     usable_rows,
 )
 from rle_tf.data.source import Records
 from rle_tf.errors import DataError
-from rle_tf.skeletons import COCO17
+from rle_tf.skeletons import COCO17, H36M18, MPII16
 
-SMALL = InputFormat((64, 48), mean=(0.4, 0.45, 0.5), std=(0.2, 0.25, 0.3))
-PLAIN = InputFormat((64, 48), mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))
-PAPER = InputFormat((256, 192), mean=(0.406, 0.457, 0.480), std=(1.0, 1.0, 1.0))
+SMALL = CropFormat((64, 48), mean=(0.4, 0.45, 0.5), std=(0.2, 0.25, 0.3))
+PLAIN = CropFormat((64, 48), mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))
+PAPER = CropFormat((256, 192), mean=(0.406, 0.457, 0.480), std=(1.0, 1.0, 1.0))
 STILL = Augmentation(
     flip_probability=0, scale_range=(1.0, 1.0), rotation_probability=0, half_body_probability=0
 )
@@ -47,6 +45,7 @@ def make_records(paths, image_wh, boxes_xyxy, keypoints, labelled) -> Records:
         boxes_xyxy=np.array(boxes_xyxy, np.float64),
         keypoints=np.array(keypoints, np.float32),
         labelled=np.array(labelled, bool),
+        cameras=np.full((people, 5), np.nan),
         areas=np.ones(people),
         image_ids=np.arange(people),
         person_ids=np.arange(people),
@@ -162,6 +161,138 @@ def test_targets_in_three_dimensions():
         atol=1e-6,
     )
     np.testing.assert_array_equal(target["weight"], [[1] * 3, [1] * 3, [0] * 3])
+
+
+def test_joints_outside_the_crop_or_far_away_weigh_nothing_where_that_is_asked():
+    inside = [96, 128, 100]
+    keypoints = [inside] * 18
+    keypoints[1] = [193, 128, 100]  # right of the crop
+    keypoints[2] = [96, -1, 100]  # above it
+    keypoints[3], keypoints[4] = [96, 128, 1001], [96, 128, -1001]
+    keypoints[5], keypoints[6] = [191, 255, 999], [1, 1, -999]
+    keypoints[7] = [96, 128, np.nan]
+    keypoints[8] = [-5, 128, np.nan]
+    labelled = np.ones(18, bool)
+    labelled[9] = False
+    expected = np.ones((18, 3))
+    expected[9] = expected[7, 2] = expected[8, 2] = expected[H36M18.root, 2] = 0
+    found = {}
+    for keep_outside in (True, False):
+        found[keep_outside] = encode_target(
+            tf.constant(keypoints, tf.float32),
+            tf.constant(labelled),
+            tf.eye(2, 3),
+            (256, 192),
+            root=H36M18.root,
+            keep_outside=keep_outside,
+        )
+    np.testing.assert_array_equal(found[True]["weight"], expected)
+    expected[[1, 2, 3, 4, 8]] = 0
+    np.testing.assert_array_equal(found[False]["weight"], expected)
+    values = {keep: target["keypoints"].numpy() for keep, target in found.items()}
+    for keep, target in found.items():
+        assert np.isfinite(values[keep]).all() and (values[keep][target["weight"] == 0] == 0).all()
+    kept = expected > 0
+    np.testing.assert_array_equal(values[True][kept], values[False][kept])
+    assert values[True][3, 2] == pytest.approx(0.5005)
+
+
+def test_a_root_without_a_third_coordinate_has_its_weight():
+    target = encode_target(
+        tf.zeros((16, 2)), tf.ones(16, bool), tf.eye(2, 3), (256, 192), root=MPII16.root
+    )
+    assert (target["weight"].numpy() == 1).all()
+
+
+THREE_D = Augmentation(
+    scale_range=(0.7, 1.3),
+    scale_std=0.3,
+    rotation_deg=60.0,
+    rotation_std_deg=30.0,
+    rotation_probability=0.6,
+    half_body_probability=0.0,
+    colour=0.2,
+    occlusion_area=0.7,
+    keep_outside=False,
+)
+
+
+@pytest.fixture
+def mixed(tmp_path) -> Records:
+    """Five people in 3D, then two without depths; joint 3 of the last is not labelled."""
+    photograph(160, 120).save(tmp_path / "mixed.jpg")
+    rng = np.random.default_rng(2)
+    boxes = [[50, 20, 110, 100]] * 7
+    # Well inside, so that no view loses them.
+    keypoints = rng.uniform((75, 55, -300), (85, 65, 300), (7, 18, 3))
+    keypoints[:, H36M18.root, 2] = 0
+    keypoints[5:, :, 2] = np.nan
+    labelled = np.ones((7, 18), bool)
+    labelled[6, 3] = False
+    return make_records([tmp_path / "mixed.jpg"] * 7, (160, 120), boxes, keypoints, labelled)
+
+
+def test_people_with_and_without_depths_share_a_batch(mixed):
+    still = THREE_D.model_copy(update={"flip_probability": 0.0})
+    for augmentation in (still, THREE_D):
+        batches = training_batches(
+            mixed, H36M18, SMALL, augmentation, batch_size=4, seed=0, parts=(5, 2)
+        )
+        image, keypoints, weight = joined(batches.take(10))
+        assert image.shape == (40, 64, 48, 3) and keypoints.shape == weight.shape == (40, 18, 3)
+        assert np.isfinite(image).all() and np.isfinite(keypoints).all()
+        # They take turns.
+        deep, planar = weight[::2], weight[1::2]
+        assert (deep[..., :2] == 1).all() and (deep[:, 1:, 2] == 1).all()
+        assert (weight[..., 2][:, H36M18.root] == 0).all() and (planar[..., 2] == 0).all()
+        np.testing.assert_array_equal(planar[..., 0], planar[..., 1])
+        if augmentation is still:
+            # Who it is: everybody of the larger part once an epoch, of the smaller by chance.
+            assert ((keypoints[::2, 1:, 2] * 2000).round(1) != 0).all()
+            people = [
+                int(np.abs(mixed.keypoints[:5, :, 2] - depths * 2000).sum(axis=1).argmin())
+                for depths in keypoints[::2, :, 2]
+            ]
+            assert all(sorted(people[i : i + 5]) == list(range(5)) for i in range(0, 20, 5))
+        unlabelled = (planar[..., 0] == 0).sum(axis=1)
+        assert set(unlabelled) == {0, 1}
+        assert ((keypoints[weight == 0]) == 0).all()
+
+
+def test_evaluation_supervises_joints_outside(mixed):
+    keypoints = mixed.keypoints.copy()
+    keypoints[0, 4] = (400, 60, 1500)
+    records = replace(mixed, keypoints=keypoints)
+    _, _, weight = joined(evaluation_batches(records, H36M18, SMALL, batch_size=7))
+    assert (weight[0, 4] == 1).all()
+    batches = training_batches(records, H36M18, SMALL, THREE_D, batch_size=7, seed=0)
+    _, _, weight = joined(batches.take(1))
+    gone = (weight[:, [4, H36M18.flip_permutation[4]]] == 0).all(axis=-1)
+    assert gone.sum() == 1  # of the first person alone, who is in the batch once
+
+
+@pytest.mark.parametrize("flip_probability", [0.0, 1.0])
+def test_noise_hides_the_person_in_mirrored_crops_too(tmp_path, flip_probability):
+    Image.new("RGB", (400, 120)).save(tmp_path / "black.png")
+    records = make_records(
+        [tmp_path / "black.png"],
+        (400, 120),
+        [[20, 10, 80, 110]],
+        np.full((1, 17, 2), 50.0),
+        [[True] * 17],
+    )
+    augmentation = STILL.model_copy(
+        update={"occlusion_area": 0.7, "flip_probability": flip_probability}
+    )
+    batches = training_batches(records, COCO17, PLAIN, augmentation, batch_size=60, seed=1)
+    crops, _, _ = joined(batches.take(1))
+    hidden = (crops > 0).any(axis=-1)
+    # A rectangle has up to .7 of the box, which has 6000 of the 9375 px^2 of the crop.
+    share = hidden.mean(axis=(1, 2))
+    assert share.max() < 0.7 * 6000 / 9375 + 0.02
+    assert share.mean() == pytest.approx(0.2, abs=0.06)
+    # Most often over the middle, where the person is.
+    assert hidden.mean(axis=0)[24:40, 18:30].mean() > 2 * hidden.mean(axis=0)[:, :6].mean()
 
 
 def test_joints_outside_the_crop_keep_their_weight(crowd):
@@ -430,7 +561,7 @@ def test_a_bad_image_is_named(write_coco, damage, training):
         r"annotated size \(a run that is started with data.on_bad_image: skip leaves such images "
         r"out\)$"
     )
-    with pytest.raises(DataError, match=pattern), named_image_errors(records):
+    with pytest.raises(DataError, match=pattern), named_image_errors(records, SMALL):
         for _ in batches:
             pass
 
@@ -442,15 +573,15 @@ def test_several_bad_images_are_counted(write_coco):
         (images / f"photo_{index}.jpg").write_bytes(b"")
     with (
         pytest.raises(DataError, match=r"photo_1\.jpg: .*\(2 images have such faults\)"),
-        named_image_errors(records),
+        named_image_errors(records, SMALL),
     ):
         list(evaluation_batches(records, COCO17, SMALL, batch_size=4))
 
 
 def test_a_failure_that_is_no_image_s_stays_what_it_is(crowd):
-    with pytest.raises(tf.errors.InvalidArgumentError), named_image_errors(crowd):
+    with pytest.raises(tf.errors.InvalidArgumentError), named_image_errors(crowd, SMALL):
         tf.debugging.assert_equal(1, 2)
-    with pytest.raises(ZeroDivisionError), named_image_errors(crowd):
+    with pytest.raises(ZeroDivisionError), named_image_errors(crowd, SMALL):
         _ = 1 / 0
 
 

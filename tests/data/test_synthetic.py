@@ -14,7 +14,7 @@ from PIL import Image
 from pycocotools import mask
 from pycocotools.coco import COCO
 
-from rle_tf.data.rendering import bodies, coco_writer, renderer
+from rle_tf.data.rendering import bodies, coco_writer, dataset_folder, renderer
 from rle_tf.errors import ConfigError, DataError
 from rle_tf.skeletons import COCO17
 
@@ -475,14 +475,14 @@ def test_an_interruption_leaves_nothing_half_written(tmp_path, monkeypatch, erro
 
 def test_another_process_that_writes_the_same_meanwhile_is_no_error(tmp_path, monkeypatch):
     finished = write(tmp_path / "finished")
-    root, real = tmp_path / "data", coco_writer._write_json
+    root, real = tmp_path / "data", dataset_folder.write_json
 
     def while_another_writes(path, content):
         real(path, content)
         if path.name == "synthetic.json":
             shutil.copytree(finished, root)
 
-    monkeypatch.setattr(coco_writer, "_write_json", while_another_writes)
+    monkeypatch.setattr(dataset_folder, "write_json", while_another_writes)
     write(root)
     assert contents(root) == contents(finished)
     assert {path.name for path in tmp_path.iterdir()} == {"data", "finished"}

@@ -1,15 +1,20 @@
+import json
 import subprocess
 import sys
 import textwrap
+import zlib
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+import safetensors.numpy
 import tensorflow as tf
 
 from rle_tf.errors import ModelError
+from rle_tf.models.lifting import build_lifter
 from rle_tf.models.regressor import BACKBONES, HEADS, build_backbone, build_regressor
-from rle_tf.skeletons import COCO17, LSP14
+from rle_tf.skeletons import COCO17, H36M18, LSP14, MPII16
 
 # Keras reads variables by np.array, which TensorFlow's do not support in full under NumPy 2.
 pytestmark = pytest.mark.filterwarnings(
@@ -33,15 +38,15 @@ def test_every_backbone_gives_the_contracts_outputs(backbone):
     assert backbone.name == "backbone"
     assert backbone.output_shape[:3] == (None, 2, 2)
     image = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype("float32")
-    for dims in (2, 3):
+    for dims, skeleton in ((2, LSP14), (3, MPII16)):
         for head in HEADS:
-            regressor = build_regressor(backbone, LSP14, dims, (64, 64), head=head)
+            regressor = build_regressor(backbone, skeleton, dims, (64, 64), head=head)
             assert regressor.name == "regressor"
             assert [tensor.name for tensor in regressor.inputs] == ["image"]
             outputs = regressor(image)
             assert set(outputs) == {"mu", "log_sigma"}
             for value in outputs.values():
-                assert value.shape == (2, 14, dims)
+                assert value.shape == (2, len(skeleton.joints), dims)
                 assert value.dtype == tf.float32
                 assert np.isfinite(value).all()
             assert (outputs["log_sigma"].numpy() <= 0).all()
@@ -70,7 +75,7 @@ def test_outputs_stay_float32_under_a_mixed_policy(policy, head):
     keras.config.set_dtype_policy(policy)
     try:
         cut = build_backbone("mobilenet", (64, 64), output_layer="conv_pw_3_relu")
-        regressor = build_regressor(cut, COCO17, 3, (64, 64), head=head)
+        regressor = build_regressor(cut, H36M18, 3, (64, 64), head=head)
     finally:
         keras.config.set_dtype_policy(previous)
     backbone = regressor.get_layer("backbone")
@@ -160,11 +165,11 @@ def test_soft_argmax_of_two_equal_peaks_is_between_them():
 
 def test_soft_argmax_grid_is_no_variable_and_survives_cloning():
     regressor = build_regressor(
-        patch_means(64, 96), COCO17, 3, (64, 96), head="soft_argmax", feature_norm=False
+        patch_means(64, 96), H36M18, 3, (64, 96), head="soft_argmax", feature_norm=False
     )
     assert {variable.path.split("/")[0] for variable in regressor.variables} == {
         "score_maps",
-        "depth_dense",
+        "depth_maps",
         "sigma_dense",
     }
     clone = keras.models.clone_model(regressor)
@@ -175,25 +180,67 @@ def test_soft_argmax_grid_is_no_variable_and_survives_cloning():
         np.testing.assert_array_equal(clone(image)[name], value)
 
 
-def test_depth_of_the_soft_argmax_head_comes_from_pooled_features():
-    regressor = build_regressor(
-        patch_means(64, 96), COCO17, 3, (64, 96), head="soft_argmax", feature_norm=False
-    )
-    image = np.random.default_rng(3).normal(size=(1, 64, 96, 3)).astype("float32")
-    kernel, bias = (v.value.numpy() for v in regressor.get_layer("depth_dense").weights)
-    expected = image.mean(axis=(1, 2)) @ kernel + bias
-    np.testing.assert_allclose(regressor(image)["mu"][..., 2], expected, atol=1e-6)
+def test_depth_of_the_soft_argmax_head_is_read_where_the_joint_is():
+    regressor = build_regressor(patch_means(64, 96), H36M18, 3, (64, 96), head="soft_argmax")
+    kernel, bias = regressor.get_layer("score_maps").weights
+    kernel.assign(np.full(kernel.shape, 1e3))
+    image = np.zeros((2, 64, 96, 3), "float32")
+    image[0, :32, :32] = image[1, 32:, 32:64] = (0.5, 1, 2)
+    depth_kernel, depth_bias = (v.value.numpy() for v in regressor.get_layer("depth_maps").weights)
+    # Each picture has one cell that the scores choose, so that is where the depth comes from.
+    expected = np.float32((0.5, 1, 2)) @ depth_kernel[0, 0] + depth_bias
+    expected -= expected[H36M18.root]
+    np.testing.assert_allclose(regressor(image)["mu"][..., 2], [expected] * 2, atol=1e-6)
 
 
-def test_saved_regressor_loads_without_this_package(tmp_path):
-    image = np.random.default_rng(4).normal(size=(2, 64, 96, 3)).astype("float32")
-    arrays = {"image": image}
+@pytest.mark.parametrize("skeleton", [H36M18, MPII16], ids=lambda skeleton: skeleton.name)
+@pytest.mark.parametrize(("head", "layer"), [("pooled", "mu_dense"), ("soft_argmax", "depth_maps")])
+def test_depths_are_relative_to_a_root_that_is_known(skeleton, head, layer):
+    regressor = build_regressor(patch_means(64, 96), skeleton, 3, (64, 96), head=head)
+    image = np.random.default_rng(5).normal(size=(3, 64, 96, 3)).astype("float32")
+    _, bias = regressor.get_layer(layer).weights
+    before = regressor(image)
+    joints, root = len(skeleton.joints), skeleton.root
+    raw = bias.numpy().reshape(joints, -1)
+    raw[:, -1] += 0.5
+    bias.assign(raw.ravel())
+    after = regressor(image)
+    others = np.arange(joints) != root
+    for outputs in (before, after):
+        mu, log_sigma = (outputs[name].numpy() for name in ("mu", "log_sigma"))
+        assert (mu[:, root, 2] == 0).all() and (mu[:, others, 2] != 0).all()
+        assert (log_sigma[:, root, 2] == np.log(np.float32(1e-9))).all()
+        assert (log_sigma[:, others] > -2).all() and (log_sigma[:, root, :2] > -2).all()
+        assert (mu[..., :2] != 0).all()
+    # Moving everything away from the camera moves nothing.
+    np.testing.assert_allclose(after["mu"], before["mu"], rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(after["log_sigma"], before["log_sigma"])
+
+
+def test_the_depth_of_the_root_is_not_learned():
+    regressor = build_regressor(patch_means(64, 64), H36M18, 3, (64, 64))
+    image = np.random.default_rng(6).normal(size=(2, 64, 64, 3)).astype("float32")
+    with tf.GradientTape() as tape:
+        outputs = regressor(image)
+        depth = [outputs[name][:, H36M18.root, 2] for name in ("mu", "log_sigma")]
+    for gradient in tape.gradient(depth, regressor.trainable_variables):
+        assert gradient is not None
+        np.testing.assert_array_equal(gradient, 0)
+
+
+def test_saved_models_load_without_this_package(tmp_path):
+    rng = np.random.default_rng(4)
+    models = {"lifter": build_lifter(H36M18, width=32)}
     for head in HEADS:
         backbone = build_backbone("mobilenet", (64, 96), output_layer="conv_pw_5_relu")
-        regressor = build_regressor(backbone, COCO17, 3, (64, 96), head=head)
-        regressor.save(tmp_path / f"{head}.keras")
-        for name, value in regressor(image).items():
-            arrays[f"{head}_{name}"] = value.numpy()
+        models[head] = build_regressor(backbone, H36M18, 3, (64, 96), head=head)
+    arrays = {}
+    for key, model in models.items():
+        model.save(tmp_path / f"{key}.keras")
+        given = rng.normal(size=(2, *model.input_shape[1:])).astype("float32")
+        arrays[f"{key}_input"] = given
+        for name, value in model(given).items():
+            arrays[f"{key}_{name}"] = value.numpy()
     np.savez(tmp_path / "expected.npz", **arrays)
     script = """
         import sys
@@ -215,10 +262,10 @@ def test_saved_regressor_loads_without_this_package(tmp_path):
         import numpy as np
 
         arrays = np.load("expected.npz")
-        for head in ("pooled", "soft_argmax"):
-            outputs = keras.saving.load_model(f"{head}.keras")(arrays["image"])
+        for key in ("lifter", "pooled", "soft_argmax"):
+            outputs = keras.saving.load_model(f"{key}.keras")(arrays[f"{key}_input"])
             for name in ("mu", "log_sigma"):
-                np.testing.assert_array_equal(outputs[name].numpy(), arrays[f"{head}_{name}"])
+                np.testing.assert_array_equal(outputs[name].numpy(), arrays[f"{key}_{name}"])
         print("equal")
     """
     result = subprocess.run(
@@ -253,6 +300,8 @@ def test_a_backbone_of_ones_own_may_leave_its_size_open():
         ({"backbone": "resnet51"}, "'resnet51'.*resnet18.*resnet50.*mobilenet_v3_large"),
         ({"head": "heatmap"}, "'heatmap'.*pooled, soft_argmax"),
         ({"dims": 4}, "dims is 4; expected 2 or 3"),
+        ({"dims": 3}, "'coco17' has no pelvis.*expected one that has, h36m18 for one"),
+        ({"dims": 3, "head": "soft_argmax"}, "'coco17' has no pelvis"),
         ({"image_size": (64, 50)}, r"\(64, 50\); expected \(height, width\).*multiples of 32"),
         ({"image_size": (0, 64)}, r"\(0, 64\); expected"),
         ({"image_size": (64, 64, 3)}, r"\(64, 64, 3\); expected"),
@@ -278,3 +327,51 @@ def test_a_backbone_that_gives_no_map_is_refused():
     pooled = keras.Model(image, keras.layers.GlobalAveragePooling2D()(image))
     with pytest.raises(ModelError, match=r"\(None, 3\); expected \(None, h, w, C\)"):
         build_regressor(pooled, COCO17, image_size=(64, 64))
+
+
+def test_the_authors_3d_outputs_are_reproduced(golden, tmp_path):
+    """As `test_resnet.py` does in 2D; that file states the rule of the weights."""
+    expected = golden("regressor_3d_resnet50")
+    names = Path(__file__).parents[1] / "golden" / "checkpoint_keys_3d_resnet50.json"
+    state = {}
+    for key, shape in json.loads(names.read_text()).items():
+        if key.endswith("num_batches_tracked") or key.startswith("flow"):
+            continue
+        z = np.random.default_rng(zlib.crc32(key.encode())).standard_normal(shape)
+        if key.endswith("running_var"):
+            z = 1 + 0.1 * np.abs(z)
+        elif len(shape) > 1:
+            z *= np.sqrt((2 if len(shape) == 4 else 1) / np.prod(shape[1:]))
+            z *= 0.1 if key.startswith("fc_sigma") else 1
+        elif key.endswith(".weight"):
+            z = 0.5 + 0.05 * z
+        else:
+            z *= 0.1
+        state[key.removeprefix("preact.")] = z.astype("float32")
+    path = tmp_path / "backbone.safetensors"
+    safetensors.numpy.save_file(
+        {key: value for key, value in state.items() if not key.startswith("fc_")}, path
+    )
+
+    height, width = (int(n) for n in expected["image_hw"])
+    regressor = build_regressor("resnet50", H36M18, 3, (height, width), weights=path)
+    for layer, key in (("mu_dense", "fc_coord.linear"), ("sigma_dense", "fc_sigma")):
+        kernel, bias = regressor.get_layer(layer).weights
+        kernel.assign(state[f"{key}.weight"].T)
+        bias.assign(state[f"{key}.bias"])
+    image = np.random.default_rng(int(expected["input_seed"])).uniform(
+        -0.5, 0.55, (2, height, width, 3)
+    )
+    outputs = {**regressor.output, "pool": regressor.get_layer("pool").output}
+    actual = keras.Model(regressor.input, outputs)(image.astype("float32"))
+
+    sigma = np.exp(actual["log_sigma"])
+    assert expected["pred_jts"].std() > 0.1 and expected["sigma"].std() > 0.01
+    np.testing.assert_allclose(actual["pool"], expected["feature_mean"], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(actual["mu"], expected["pred_jts"], rtol=0, atol=1e-4)
+    # That of the root's depth is free there, and so is the root's score.
+    assert (expected["sigma"][:, H36M18.root, 2] > 0.01).all()
+    sigma[:, H36M18.root, 2] = expected["sigma"][:, H36M18.root, 2]
+    np.testing.assert_allclose(sigma, expected["sigma"], rtol=0, atol=1e-4)
+    score = 1 - sigma.mean(axis=-1, keepdims=True)
+    np.testing.assert_allclose(score, expected["score"], rtol=0, atol=1e-4)

@@ -289,7 +289,8 @@ def sample_angles(rng: np.random.Generator, activity: str | None = None) -> dict
     return angles
 
 
-def _rotation(axis: str, degrees: float) -> np.ndarray:
+def rotation(axis: str, degrees: float) -> np.ndarray:
+    """(3, 3) right-handed rotation about `"x"`, `"y"` or `"z"`."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     if axis == "x":
         return np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
@@ -306,16 +307,14 @@ def pose_body(body: Body, angles: dict[str, np.ndarray]) -> Pose:
         angles: As `sample_angles` returns them, degrees.
     """
     yaw, pitch, roll = angles["root"]
-    turns = {"pelvis": _rotation("y", yaw) @ _rotation("x", pitch) @ _rotation("z", roll)}
+    turns = {"pelvis": rotation("y", yaw) @ rotation("x", pitch) @ rotation("z", roll)}
 
     def trunk(flexion: float, bending: float, twist: float) -> np.ndarray:
-        return _rotation("y", twist) @ _rotation("z", -bending) @ _rotation("x", flexion)
+        return rotation("y", twist) @ rotation("z", -bending) @ rotation("x", flexion)
 
     def ball(sign: float, flexion: float, abduction: float, twist: float) -> np.ndarray:
         return (
-            _rotation("x", -flexion)
-            @ _rotation("z", sign * abduction)
-            @ _rotation("y", sign * twist)
+            rotation("x", -flexion) @ rotation("z", sign * abduction) @ rotation("y", sign * twist)
         )
 
     half = trunk(*angles["spine"] / 2)
@@ -332,7 +331,7 @@ def pose_body(body: Body, angles: dict[str, np.ndarray]) -> Pose:
             ("wrist", f"{side}_forearm", f"{side}_hand", -1),
         ):
             angle = angles[f"{side}_{joint}"]
-            local = ball(sign, *angle) if turn is None else _rotation("x", turn * angle[0])
+            local = ball(sign, *angle) if turn is None else rotation("x", turn * angle[0])
             turns[segment] = turns[parent] @ local
     joints = {"pelvis": np.zeros(3)}
     for joint, (parent, segment) in TREE.items():
@@ -399,7 +398,7 @@ class Camera:
 def look(pitch_deg: float, roll_deg: float) -> np.ndarray:
     """(3, 3) `Camera.rotation` of a camera that looks down by `pitch_deg` and is rolled."""
     level = np.diag([1.0, -1.0, -1.0])
-    return _rotation("z", roll_deg) @ _rotation("x", pitch_deg) @ level
+    return rotation("z", roll_deg) @ rotation("x", pitch_deg) @ level
 
 
 def in_camera(camera: Camera, pose: Pose) -> Pose:

@@ -1,24 +1,21 @@
 """Rendered scenes as a COCO keypoints dataset on disk."""
 
-import json
-import multiprocessing
-import os
-import shutil
-import signal
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from rle_tf.data.rendering.dataset_folder import (
+    check_arguments,
+    run,
+    worthwhile_workers,
+    write_folder,
+    write_json,
+)
 from rle_tf.data.rendering.scenes import SUPERSAMPLING, box_xyxy, sample_scene
-from rle_tf.errors import ConfigError, DataError
 from rle_tf.skeletons import COCO17
 
 RENDERER_VERSION = 1  # raise it with any change that alters what is written
-MANIFEST = "synthetic.json"
 # A worker takes about a second to start: fewer people than this are not worth one.
 _PEOPLE_PER_WORKER = 75
 
@@ -135,11 +132,6 @@ def _crowd_sizes(rng: np.random.Generator, people: int) -> list[int]:
     return sizes
 
 
-def _write_json(path: Path, content: dict | list) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content), encoding="utf-8")
-
-
 def _write_dataset(
     folder: Path, people: dict[str, int], seed: int, size: tuple[int, int], workers: int
 ) -> None:
@@ -156,7 +148,7 @@ def _write_dataset(
     ]
     for split in _SPLITS:
         (folder / split).mkdir(parents=True)
-    written = _run(jobs, workers)
+    written = run(_write_image, jobs, workers, "write_synthetic_coco")
     for number, split in enumerate(_SPLITS):
         annotations = [each for _ in crowds[split] for each in next(written)]
         for index, annotation in enumerate(annotations):
@@ -195,72 +187,13 @@ def _write_dataset(
                 }
             ],
         }
-        _write_json(folder / "annotations" / f"person_keypoints_{split}.json", content)
+        write_json(folder / "annotations" / f"person_keypoints_{split}.json", content)
         if split == "val2017":
             rng = np.random.default_rng([seed, 3, number])
-            _write_json(
+            write_json(
                 folder / "detections" / f"person_detections_{split}.json",
                 _detections(rng, images, annotations),
             )
-
-
-def _run(jobs: list[tuple], workers: int) -> Iterator[list[dict]]:
-    """`_write_image` of each job, in order."""
-    if workers == 1:
-        yield from map(_write_image, jobs)
-        return
-    # Spawned, not forked: TensorFlow's threads, if the caller has any, do not survive a fork.
-    # Workers leave Ctrl-C to this process, which then gives up the jobs that have not begun.
-    try:
-        with ProcessPoolExecutor(
-            workers,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=signal.signal,
-            initargs=(signal.SIGINT, signal.SIG_IGN),
-        ) as executor:
-            yield from executor.map(_write_image, jobs, chunksize=8)
-    except BrokenProcessPool as error:
-        raise DataError(
-            f"{jobs[0][0]}: a process that rendered into it died; call write_synthetic_coco under "
-            "`if __name__ == '__main__':`, or with workers=1"
-        ) from error
-
-
-def _is_written(root: Path, manifest: dict) -> bool:
-    """Whether root holds this very dataset; False where it is absent or empty.
-
-    Raises:
-        DataError: It holds anything else.
-    """
-    advice = "choose another folder, or empty this one"
-    if not root.exists():
-        return False
-    if not root.is_dir():
-        raise DataError(
-            f"{root}: found a file, expected a folder or nothing; choose another folder"
-        )
-    names = sorted(path.name for path in root.iterdir())
-    if not names:
-        return False
-    if MANIFEST not in names:
-        listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-        raise DataError(
-            f"{root}: found {listed} but no {MANIFEST}, expected an empty or absent folder to "
-            f"write a synthetic dataset into; {advice}"
-        )
-    try:
-        found = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(
-            f"{root / MANIFEST}: found text that is not JSON ({error}), expected the manifest of "
-            f"a synthetic dataset; {advice}"
-        ) from error
-    if found != manifest:
-        raise DataError(
-            f"{root / MANIFEST}: found a synthetic dataset of {json.dumps(found)}, expected "
-            f"{json.dumps(manifest)}; {advice}"
-        )
-    return True
 
 
 def write_synthetic_coco(
@@ -296,17 +229,16 @@ def write_synthetic_coco(
         ConfigError: An argument is outside its range.
         DataError: `root` is a file or holds something else, or a worker process died.
     """
-    for name, value, least in (
-        ("train_people", train_people, 1),
-        ("val_people", val_people, 1),
-        ("seed", seed, 0),
-        ("image_size[0]", image_size[0], 64),
-        ("image_size[1]", image_size[1], 64),
-        ("workers", 1 if workers is None else workers, 1),
-    ):
-        if value < least:
-            raise ConfigError(f"write_synthetic_coco: {name} is {value}, expected at least {least}")
-    root = Path(root).resolve()
+    check_arguments(
+        "write_synthetic_coco",
+        train_people=train_people,
+        val_people=val_people,
+        seed=seed,
+        image_size=image_size,
+        workers=workers,
+    )
+    if workers is None:
+        workers = worthwhile_workers(train_people + val_people, _PEOPLE_PER_WORKER)
     manifest = {
         "renderer": RENDERER_VERSION,
         "train_people": train_people,
@@ -314,21 +246,9 @@ def write_synthetic_coco(
         "seed": seed,
         "image_size": list(image_size),
     }
-    if _is_written(root, manifest):
-        return
-    if workers is None:
-        worthwhile = (train_people + val_people) // _PEOPLE_PER_WORKER
-        workers = max(1, min(os.cpu_count() or 1, worthwhile))
-    partial = root.parent / f".{root.name}.{os.getpid()}.partial"
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        people = dict(zip(_SPLITS, (train_people, val_people), strict=True))
-        _write_dataset(partial, people, seed, tuple(image_size), workers)
-        _write_json(partial / MANIFEST, manifest)
-        if _is_written(root, manifest):  # by another process, meanwhile
-            return
-        if root.exists():
-            root.rmdir()
-        partial.rename(root)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    people = dict(zip(_SPLITS, (train_people, val_people), strict=True))
+    write_folder(
+        root,
+        manifest,
+        lambda folder: _write_dataset(folder, people, seed, tuple(image_size), workers),
+    )

@@ -9,7 +9,9 @@ from PIL import Image, ImageDraw
 from rle_tf.data.rendering.bodies import Camera, Pose, in_camera, look, sample_body, sample_pose
 from rle_tf.data.rendering.renderer import (
     SEEN_TOLERANCE,
+    Layer,
     Light,
+    Outfit,
     random_colour,
     render,
     sample_outfit,
@@ -163,32 +165,42 @@ def _place(
     return Pose({name: point + offset for name, point in turned.joints.items()}, turned.rotations)
 
 
-def _try_scene(rng: np.random.Generator, size: tuple[int, int], people: int) -> Scene:
-    height, width = size
-    fine = (height * SUPERSAMPLING, width * SUPERSAMPLING)
-    focal = max(size) * rng.uniform(1.4, 3.5)
-    middle = (np.array([width, height]) - 1) / 2
-    rotation = look(rng.uniform(-8, 25), rng.normal(0, 4))
-    camera = Camera(focal, middle, rotation, np.zeros(3))
-    # Sample i of s a pixel is centred at (i + 0.5) / s - 0.5 pixels.
-    fine_camera = Camera(
-        focal * SUPERSAMPLING,
-        (middle + 0.5) * SUPERSAMPLING - 0.5,
-        rotation,
-        np.zeros(3),
-    )
+def sample_light(rng: np.random.Generator) -> Light:
+    """A lamp above and before the people."""
     towards = np.array([rng.uniform(-0.8, 0.8), -rng.uniform(0.3, 1), -rng.uniform(0.4, 1)])
-    light = Light(towards / np.linalg.norm(towards), rng.uniform(0.35, 0.65))
+    return Light(towards / np.linalg.norm(towards), rng.uniform(0.35, 0.65))
 
-    poses, layers, colours = [], [], []
-    for _ in range(people):
-        body, outfit = sample_body(rng), sample_outfit(rng)
-        pose = _place(rng, sample_pose(rng, body), camera, size, people)
-        poses.append(pose)
-        layers.append(render(body, pose, outfit, fine_camera, light, fine))
-        worn = (outfit.skin, outfit.shirt, outfit.trousers)
-        colours += [material.colours[0] for material in worn]
 
+def supersampled(camera: Camera) -> Camera:
+    """The camera of the samples that pixels are the means of."""
+    # Sample i of s a pixel is centred at (i + 0.5) / s - 0.5 pixels.
+    return Camera(
+        camera.focal_px * SUPERSAMPLING,
+        (camera.centre_px + 0.5) * SUPERSAMPLING - 0.5,
+        camera.rotation,
+        camera.position,
+    )
+
+
+def compose(
+    rng: np.random.Generator, layers: list[Layer], outfits: list[Outfit]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Puts people on a background, sometimes things before them, and reduces the samples.
+
+    Args:
+        rng: The source of chance.
+        layers: P people, (sH, sW) samples each, s = `SUPERSAMPLING`.
+        outfits: What they wear: some of the background and of the things has its colours.
+
+    Returns:
+        (H, W, 3) uint8 picture, and (sH, sW) int8 index of who shows in each sample or -1.
+    """
+    fine = layers[0].depth.shape
+    colours = [
+        material.colours[0]
+        for outfit in outfits
+        for material in (outfit.skin, outfit.shirt, outfit.trousers)
+    ]
     picture, hiding = _background(rng, fine, colours), Image.new("L", fine[::-1])
     nearest = np.full(fine, np.inf, np.float32)
     owner = np.full(fine, -1, np.int8)
@@ -197,12 +209,35 @@ def _try_scene(rng: np.random.Generator, size: tuple[int, int], people: int) -> 
         np.copyto(nearest, layer.depth, where=front)
         np.copyto(owner, index, where=front)
         picture.paste(Image.fromarray(layer.colour), mask=Image.fromarray(front))
-    masks = np.stack([layer.mask for layer in layers])
-    for mask in masks:
-        if rng.random() < 0.3 and mask.any():
-            _occlude(rng, picture, hiding, box_xyxy(mask), colours)
+    for layer in layers:
+        if rng.random() < 0.3 and layer.mask.any():
+            _occlude(rng, picture, hiding, box_xyxy(layer.mask), colours)
     owner[np.asarray(hiding) > 0] = -1
 
+    small = np.asarray(picture.reduce(SUPERSAMPLING), np.float32)  # the mean of the samples
+    grain = rng.standard_normal(small.shape, np.float32) * rng.uniform(0, 9)
+    pixels = small * rng.uniform(0.8, 1.1) + rng.uniform(-12, 18) + grain
+    return np.clip(pixels, 0, 255).astype(np.uint8), owner
+
+
+def _try_scene(rng: np.random.Generator, size: tuple[int, int], people: int) -> Scene:
+    height, width = size
+    fine = (height * SUPERSAMPLING, width * SUPERSAMPLING)
+    focal = max(size) * rng.uniform(1.4, 3.5)
+    middle = (np.array([width, height]) - 1) / 2
+    camera = Camera(focal, middle, look(rng.uniform(-8, 25), rng.normal(0, 4)), np.zeros(3))
+    light = sample_light(rng)
+
+    poses, layers, outfits = [], [], []
+    for _ in range(people):
+        body, outfit = sample_body(rng), sample_outfit(rng)
+        pose = _place(rng, sample_pose(rng, body), camera, size, people)
+        poses.append(pose)
+        outfits.append(outfit)
+        layers.append(render(body, pose, outfit, supersampled(camera), light, fine))
+    image, owner = compose(rng, layers, outfits)
+
+    masks = np.stack([layer.mask for layer in layers])
     keypoints = np.zeros((people, len(COCO17.joints), 3))
     shown = np.zeros(people)
     for index, (pose, layer) in enumerate(zip(poses, layers, strict=True)):
@@ -217,11 +252,7 @@ def _try_scene(rng: np.random.Generator, size: tuple[int, int], people: int) -> 
         keypoints[index, inside, :2] = xy[inside]
         keypoints[index, inside, 2] = 1 + seen
         shown[index] = (owner == index).sum() / max(masks[index].sum(), 1)
-
-    small = picture.reduce(SUPERSAMPLING)  # the mean of each pixel's samples
-    grain = rng.standard_normal((height, width, 3), np.float32) * rng.uniform(0, 9)
-    pixels = np.asarray(small, np.float32) * rng.uniform(0.8, 1.1) + rng.uniform(-12, 18) + grain
-    return Scene(np.clip(pixels, 0, 255).astype(np.uint8), keypoints, masks, shown)
+    return Scene(image, keypoints, masks, shown)
 
 
 def sample_scene(rng: np.random.Generator, size: tuple[int, int], people: int) -> Scene:
