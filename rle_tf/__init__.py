@@ -25,9 +25,14 @@ _HOMES = {
     "DataError": "errors",
     "ModelError": "errors",
     "CocoSource": "data.coco",
+    "H36mSource": "data.h36m",
+    "MpiiSource": "data.mpii",
+    "MixSource": "data.mix",
     "SyntheticSource": "data.synthetic",
+    "Synthetic3DSource": "data.synthetic",
     "build_backbone": "models.regressor",
     "build_regressor": "models.regressor",
+    "build_lifter": "models.lifting",
     "RealNVP": "flow",
     "RLELoss": "losses",
     "L1Loss": "losses",
@@ -42,6 +47,7 @@ _HOMES = {
     "export_litert": "export.litert",
     "load_predictor": "prediction",
     "draw_poses": "drawing",
+    "draw_views": "drawing",
 }
 
 __all__ = list(_HOMES)

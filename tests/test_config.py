@@ -174,7 +174,7 @@ def test_a_typo_is_answered_with_the_valid_keys(recipe, override, message):
         ("data.image_size=[64]", "data.image_size.1: missing"),
         ("data.image_size=64", "data.image_size: found 64; expected a valid array"),
         ("data.std=[1, 1, 0]", "data.std.2: found 0; expected greater than 0"),
-        ("data.source.kind=lsp", "data.source.kind: found \"lsp\"; expected one of 'coco', 'h36m', 'mp"),
+        ("data.source.kind=lsp", "data.source.kind: found \"lsp\"; expected one of 'coco', 'h36m'"),
         ("data.source={root: here}", "data.source.kind: missing"),
         ("data.source=here", 'data.source: found "here"; expected '),
         ("data.source.root=3", "data.source.root: found 3; expected a valid string"),

@@ -284,7 +284,7 @@ class H36mSource:
     def _true_sizes(self, image_paths: np.ndarray, image_wh: np.ndarray) -> np.ndarray:
         """(N, 2) sizes as the first readable frame of each sequence has them.
 
-        Two of the four cameras gave 1000 rows where the published annotations say 1002.
+        Some videos have 1000 rows where the published annotations say 1002.
         """
         sizes = {}
         for path, stated in zip(image_paths, image_wh.tolist(), strict=True):

@@ -742,6 +742,16 @@ def test_all_who_are_in_another_unit_are_counted_by_the_first(write_h36m):
         H36mSource(*write_h36m(in_unit(1000), people=5))
 
 
+def test_arrays_that_all_have_another_shape_are_refused(write_h36m):
+    def change(dataset):
+        for entry in dataset["annotations"]:
+            entry["cam_param"]["t"] = entry["cam_param"]["t"][:2]
+
+    parts = ("annotation 501", "[0, -4000] at cam_param.t; expected a list of 3 numbers")
+    with pytest.raises(DataError, match=message(*parts)):
+        H36mSource(*write_h36m(change))
+
+
 def test_whole_numbers_are_fine(write_h36m):
     def change(dataset):
         entry = dataset["annotations"][1]

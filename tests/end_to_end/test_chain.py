@@ -20,21 +20,8 @@ SMALL = [
 ]  # fmt: skip
 
 
-def rle_tf(folder: Path, *arguments, status: int = 0) -> str:
-    """Runs the command line in a process of its own, in `folder`."""
-    result = subprocess.run(
-        [sys.executable, "-m", "rle_tf", *map(str, arguments)],
-        cwd=folder,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == status, result.stdout + result.stderr
-    return result.stdout if status == 0 else result.stderr
-
-
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory) -> tuple[Path, str]:
+def demo(tmp_path_factory, rle_tf) -> tuple[Path, str]:
     """A folder in which a small demo has run, and what it printed."""
     folder = tmp_path_factory.mktemp("demo")
     return folder, rle_tf(folder, "demo", *SMALL)
@@ -56,7 +43,7 @@ def test_the_demo_trains_scores_draws_and_exports(demo):
 
 
 @pytest.mark.slow
-def test_the_demo_can_be_run_again(demo):
+def test_the_demo_can_be_run_again(demo, rle_tf):
     folder, _ = demo
     before = json.loads((folder / "runs/demo/metrics.json").read_text())
     rle_tf(folder, "demo", *SMALL)
@@ -65,7 +52,7 @@ def test_the_demo_can_be_run_again(demo):
 
 
 @pytest.mark.slow
-def test_evaluation_with_detections(demo):
+def test_evaluation_with_detections(demo, rle_tf):
     folder, _ = demo
     printed = rle_tf(
         folder, "evaluate", "runs/demo", "--set", "evaluate.boxes=detections", "--out", "detected"
@@ -75,7 +62,7 @@ def test_evaluation_with_detections(demo):
 
 
 @pytest.mark.slow
-def test_run_folder_and_exported_model_predict_the_same(demo):
+def test_run_folder_and_exported_model_predict_the_same(demo, rle_tf):
     folder, _ = demo
     image = next((folder / "runs/demo-data/val2017").glob("*.jpg"))
     (folder / "boxes.json").write_text(json.dumps({image.name: [[20, 10, 90, 120]]}))
@@ -90,7 +77,7 @@ def test_run_folder_and_exported_model_predict_the_same(demo):
 
 
 @pytest.mark.slow
-def test_evaluating_with_another_skeleton_is_refused(demo):
+def test_evaluating_with_another_skeleton_is_refused(demo, rle_tf):
     """A regressor of 14 joints in the folder of a run of 17."""
     folder, _ = demo
     other = folder / "other"
@@ -112,7 +99,7 @@ def test_evaluating_with_another_skeleton_is_refused(demo):
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_a_run_that_is_usable_and_goes_on(demo):
+def test_ctrl_c_leaves_a_run_that_is_usable_and_goes_on(demo, rle_tf):
     folder, _ = demo
     recipe = REPOSITORY / "configs" / "demo.yaml"
     small = [*SMALL[:-1], "train.epochs=400", "--set", "data.source.root=runs/demo-data"]
@@ -145,7 +132,7 @@ def test_ctrl_c_leaves_a_run_that_is_usable_and_goes_on(demo):
 
 
 @pytest.mark.slow
-def test_32_real_people_are_learned_by_heart(coco_sample, tmp_path):
+def test_32_real_people_are_learned_by_heart(coco_sample, tmp_path, rle_tf):
     """Training AP, without augmentation, with RLE: the chain can fit what it is shown."""
     file = coco_sample / "annotations/person_keypoints_train2017.json"
     dataset = json.loads(file.read_text())

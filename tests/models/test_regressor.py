@@ -169,7 +169,7 @@ def test_soft_argmax_grid_is_no_variable_and_survives_cloning():
     )
     assert {variable.path.split("/")[0] for variable in regressor.variables} == {
         "score_maps",
-        "depth_maps",
+        "depth_dense",
         "sigma_dense",
     }
     clone = keras.models.clone_model(regressor)
@@ -180,21 +180,21 @@ def test_soft_argmax_grid_is_no_variable_and_survives_cloning():
         np.testing.assert_array_equal(clone(image)[name], value)
 
 
-def test_depth_of_the_soft_argmax_head_is_read_where_the_joint_is():
-    regressor = build_regressor(patch_means(64, 96), H36M18, 3, (64, 96), head="soft_argmax")
-    kernel, bias = regressor.get_layer("score_maps").weights
-    kernel.assign(np.full(kernel.shape, 1e3))
-    image = np.zeros((2, 64, 96, 3), "float32")
-    image[0, :32, :32] = image[1, 32:, 32:64] = (0.5, 1, 2)
-    depth_kernel, depth_bias = (v.value.numpy() for v in regressor.get_layer("depth_maps").weights)
-    # Each picture has one cell that the scores choose, so that is where the depth comes from.
-    expected = np.float32((0.5, 1, 2)) @ depth_kernel[0, 0] + depth_bias
-    expected -= expected[H36M18.root]
-    np.testing.assert_allclose(regressor(image)["mu"][..., 2], [expected] * 2, atol=1e-6)
+def test_depth_of_the_soft_argmax_head_comes_from_pooled_features():
+    regressor = build_regressor(
+        patch_means(64, 96), H36M18, 3, (64, 96), head="soft_argmax", feature_norm=False
+    )
+    image = np.random.default_rng(3).normal(size=(1, 64, 96, 3)).astype("float32")
+    kernel, bias = (v.value.numpy() for v in regressor.get_layer("depth_dense").weights)
+    expected = image.mean(axis=(1, 2)) @ kernel + bias
+    expected -= expected[:, [H36M18.root]]
+    np.testing.assert_allclose(regressor(image)["mu"][..., 2], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("skeleton", [H36M18, MPII16], ids=lambda skeleton: skeleton.name)
-@pytest.mark.parametrize(("head", "layer"), [("pooled", "mu_dense"), ("soft_argmax", "depth_maps")])
+@pytest.mark.parametrize(
+    ("head", "layer"), [("pooled", "mu_dense"), ("soft_argmax", "depth_dense")]
+)
 def test_depths_are_relative_to_a_root_that_is_known(skeleton, head, layer):
     regressor = build_regressor(patch_means(64, 96), skeleton, 3, (64, 96), head=head)
     image = np.random.default_rng(5).normal(size=(3, 64, 96, 3)).astype("float32")
