@@ -157,7 +157,10 @@ def test_the_flip_test_makes_mirrored_crops_agree(regressor):
 
 def test_sigma_is_the_exponential_of_log_sigma(regressor):
     image = np.random.default_rng(1).normal(size=(2, 64, 32, 3)).astype("float32")
-    output, expected = forward_function(regressor, COCO17, INPUT, flip_test=False)(image), regressor(image)
+    output, expected = (
+        forward_function(regressor, COCO17, INPUT, flip_test=False)(image),
+        regressor(image),
+    )
     np.testing.assert_allclose(output["mu"], expected["mu"], atol=1e-6)
     np.testing.assert_allclose(output["sigma"], np.exp(expected["log_sigma"]), rtol=1e-5)
 

@@ -158,9 +158,7 @@ def test_activities_look_like_their_names():
 
 
 def test_projection_is_that_of_a_pinhole():
-    camera = bodies.Camera(
-        100.0, np.array([50.0, 40.0]), bodies.look(0, 0), np.array([0, 0, 5.0])
-    )
+    camera = bodies.Camera(100.0, np.array([50.0, 40.0]), bodies.look(0, 0), np.array([0, 0, 5.0]))
     # Left of a person who faces the camera is right in the image, up is up, near is large.
     world = np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 0, 2.5]])
     pixels = camera.project(camera.to_camera(world))
