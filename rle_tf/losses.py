@@ -204,11 +204,11 @@ class RLELoss(PoseLoss):
         """Log density of residuals (B, K, D), and the smallest weight it is made of; (B, K)."""
         if self.flow_2d is None:
             return self.flow.log_prob(residual), tf.reduce_min(weight, axis=-1)
-        # Both flows see everybody, which keeps shapes static (XLA, replicas); those of the other
-        # kind as residuals of 0, whose density is finite, is not used and so has no gradient.
+        # Both flows see everybody, which keeps shapes static (XLA, replicas). What is not chosen has
+        # a gradient of 0, exactly, as residuals are limited and so all densities are finite.
         deep = tf.reduce_any(weight[..., 2] != 0, axis=1)[:, None]
-        of_3d = self.flow.log_prob(tf.where(deep[..., None], residual, 0.0))
-        of_2d = self.flow_2d.log_prob(tf.where(deep[..., None], 0.0, residual[..., :2]))
+        of_3d = self.flow.log_prob(residual)
+        of_2d = self.flow_2d.log_prob(residual[..., :2])
         log_g = tf.where(deep, of_3d, of_2d)
         planar_weight = tf.reduce_min(weight[..., :2], axis=-1)
         return log_g, tf.where(deep, tf.reduce_min(weight, axis=-1), planar_weight)

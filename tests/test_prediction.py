@@ -195,7 +195,8 @@ def test_a_folder_without_a_model_is_named(tmp_path):
 def test_the_flip_test_of_an_exported_model_averages(monkeypatch, tmp_path):
     """A signature that looks at pixels gives the same pose with and without the flip test."""
     metadata = {
-        "input": "image", "skeleton": "coco17", "joints": COCO17.joints, "flip_pairs": COCO17.flip_pairs,
+        "input": "image", "skeleton": "coco17", "joints": COCO17.joints,
+        "flip_pairs": COCO17.flip_pairs,
         "bones": COCO17.bones, "image_size": [128, 96], "box_margin": 1.25, "spread": [None, None],
     }  # fmt: skip
     (tmp_path / "saved_model.pb").touch()

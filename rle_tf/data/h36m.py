@@ -1,6 +1,5 @@
 """People of Human3.6M: cameras, depths and the score of protocol 2."""
 
-import logging
 import os
 from copy import copy
 from itertools import chain
@@ -25,8 +24,6 @@ from rle_tf.data.source import Poses, Records
 from rle_tf.errors import DataError
 from rle_tf.geometry import camera_to_image, image_to_camera
 from rle_tf.skeletons import H36M18
-
-LOG = logging.getLogger(__name__)
 
 # Subject, action and subaction of the sequences whose annotations are off (the authors' list).
 EXCLUDED_SEQUENCES = ((9, 5, 2), (9, 10, 2), (9, 13, 1))

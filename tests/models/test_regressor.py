@@ -1,14 +1,10 @@
-import json
 import subprocess
 import sys
 import textwrap
-import zlib
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
-import safetensors.numpy
 import tensorflow as tf
 
 from rle_tf.errors import ModelError
@@ -327,51 +323,3 @@ def test_a_backbone_that_gives_no_map_is_refused():
     pooled = keras.Model(image, keras.layers.GlobalAveragePooling2D()(image))
     with pytest.raises(ModelError, match=r"\(None, 3\); expected \(None, h, w, C\)"):
         build_regressor(pooled, COCO17, image_size=(64, 64))
-
-
-def test_the_authors_3d_outputs_are_reproduced(golden, tmp_path):
-    """As `test_resnet.py` does in 2D; that file states the rule of the weights."""
-    expected = golden("regressor_3d_resnet50")
-    names = Path(__file__).parents[1] / "golden" / "checkpoint_keys_3d_resnet50.json"
-    state = {}
-    for key, shape in json.loads(names.read_text()).items():
-        if key.endswith("num_batches_tracked") or key.startswith("flow"):
-            continue
-        z = np.random.default_rng(zlib.crc32(key.encode())).standard_normal(shape)
-        if key.endswith("running_var"):
-            z = 1 + 0.1 * np.abs(z)
-        elif len(shape) > 1:
-            z *= np.sqrt((2 if len(shape) == 4 else 1) / np.prod(shape[1:]))
-            z *= 0.1 if key.startswith("fc_sigma") else 1
-        elif key.endswith(".weight"):
-            z = 0.5 + 0.05 * z
-        else:
-            z *= 0.1
-        state[key.removeprefix("preact.")] = z.astype("float32")
-    path = tmp_path / "backbone.safetensors"
-    safetensors.numpy.save_file(
-        {key: value for key, value in state.items() if not key.startswith("fc_")}, path
-    )
-
-    height, width = (int(n) for n in expected["image_hw"])
-    regressor = build_regressor("resnet50", H36M18, 3, (height, width), weights=path)
-    for layer, key in (("mu_dense", "fc_coord.linear"), ("sigma_dense", "fc_sigma")):
-        kernel, bias = regressor.get_layer(layer).weights
-        kernel.assign(state[f"{key}.weight"].T)
-        bias.assign(state[f"{key}.bias"])
-    image = np.random.default_rng(int(expected["input_seed"])).uniform(
-        -0.5, 0.55, (2, height, width, 3)
-    )
-    outputs = {**regressor.output, "pool": regressor.get_layer("pool").output}
-    actual = keras.Model(regressor.input, outputs)(image.astype("float32"))
-
-    sigma = np.exp(actual["log_sigma"])
-    assert expected["pred_jts"].std() > 0.1 and expected["sigma"].std() > 0.01
-    np.testing.assert_allclose(actual["pool"], expected["feature_mean"], rtol=0, atol=1e-4)
-    np.testing.assert_allclose(actual["mu"], expected["pred_jts"], rtol=0, atol=1e-4)
-    # That of the root's depth is free there, and so is the root's score.
-    assert (expected["sigma"][:, H36M18.root, 2] > 0.01).all()
-    sigma[:, H36M18.root, 2] = expected["sigma"][:, H36M18.root, 2]
-    np.testing.assert_allclose(sigma, expected["sigma"], rtol=0, atol=1e-4)
-    score = 1 - sigma.mean(axis=-1, keepdims=True)
-    np.testing.assert_allclose(score, expected["score"], rtol=0, atol=1e-4)

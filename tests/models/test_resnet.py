@@ -18,7 +18,7 @@ import safetensors.numpy
 from rle_tf.errors import ModelError
 from rle_tf.models.regressor import build_regressor
 from rle_tf.models.resnet import resnet
-from rle_tf.skeletons import COCO17
+from rle_tf.skeletons import COCO17, H36M18
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -48,10 +48,11 @@ def test_parameter_count(depth, trainable_parameters):
     assert sum(np.prod(variable.shape) for variable in variables) == trainable_parameters
 
 
-@pytest.mark.parametrize("depth", [18, 50])
-def test_authors_outputs_are_reproduced(depth, golden, tmp_path):
-    expected = golden(f"regressor_2d_resnet{depth}")
-    keys = json.loads((GOLDEN / f"checkpoint_keys_2d_resnet{depth}.json").read_text())
+@pytest.mark.parametrize(("dims", "depth"), [(2, 18), (2, 50), (3, 50)])
+def test_authors_outputs_are_reproduced(dims, depth, golden, tmp_path):
+    name = f"{dims}d_resnet{depth}"
+    expected = golden(f"regressor_{name}")
+    keys = json.loads((GOLDEN / f"checkpoint_keys_{name}.json").read_text())
     state = {
         key: draw(key, shape)
         for key, shape in keys.items()
@@ -66,8 +67,10 @@ def test_authors_outputs_are_reproduced(depth, golden, tmp_path):
     safetensors.numpy.save_file(backbone_state, path)
 
     height, width = (int(n) for n in expected["image_hw"])
-    regressor = build_regressor(f"resnet{depth}", COCO17, 2, (height, width), weights=path)
-    for layer, key in (("mu_dense", "fc_coord.linear"), ("sigma_dense", "fc_sigma.linear")):
+    skeleton = COCO17 if dims == 2 else H36M18
+    regressor = build_regressor(f"resnet{depth}", skeleton, dims, (height, width), weights=path)
+    for layer, key in (("mu_dense", "fc_coord"), ("sigma_dense", "fc_sigma")):
+        key = f"{key}.linear" if f"{key}.linear.weight" in state else key
         kernel, bias = regressor.get_layer(layer).weights
         kernel.assign(state[f"{key}.weight"].T)
         bias.assign(state[f"{key}.bias"])
@@ -82,6 +85,10 @@ def test_authors_outputs_are_reproduced(depth, golden, tmp_path):
     assert expected["pred_jts"].std() > 0.1 and expected["sigma"].std() > 0.01
     np.testing.assert_allclose(actual["pool"], expected["feature_mean"], rtol=0, atol=1e-4)
     np.testing.assert_allclose(actual["mu"], expected["pred_jts"], rtol=0, atol=1e-4)
+    if dims == 3:
+        # That of the root's depth is free there, and so is the root's score.
+        assert (expected["sigma"][:, H36M18.root, 2] > 0.01).all()
+        sigma[:, H36M18.root, 2] = expected["sigma"][:, H36M18.root, 2]
     np.testing.assert_allclose(sigma, expected["sigma"], rtol=0, atol=1e-4)
     score = 1 - sigma.mean(axis=-1, keepdims=True)
     np.testing.assert_allclose(score, expected["score"], rtol=0, atol=1e-4)
