@@ -204,8 +204,8 @@ class RLELoss(PoseLoss):
         """Log density of residuals (B, K, D), and the smallest weight it is made of; (B, K)."""
         if self.flow_2d is None:
             return self.flow.log_prob(residual), tf.reduce_min(weight, axis=-1)
-        # Both flows see everybody, which keeps shapes static (XLA, replicas). What is not chosen has
-        # a gradient of 0, exactly, as residuals are limited and so all densities are finite.
+        # Both flows see everybody, which keeps shapes static (XLA, replicas). What is not chosen
+        # has a gradient of 0, exactly, as residuals are limited and so all densities are finite.
         deep = tf.reduce_any(weight[..., 2] != 0, axis=1)[:, None]
         of_3d = self.flow.log_prob(residual)
         of_2d = self.flow_2d.log_prob(residual[..., :2])
