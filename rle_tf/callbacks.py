@@ -155,13 +155,9 @@ def _drawn_crop(poses: Poses, records: Records, row: int, skeleton: Skeleton) ->
 
 
 def _drawn_views(pose: Poses, record: Records, skeleton: Skeleton) -> list[Image.Image]:
-    joints_mm = geometry.image_to_camera(pose.keypoints, record.cameras)
-    sigma_mm = pose.sigmas.copy()
-    sigma_mm[..., :2] *= joints_mm[..., 2:] / record.cameras[:, None, :2]
-    return draw_views(
-        joints_mm[0],
-        skeleton,
-        DRAWN_HEIGHT,
-        sigma_mm=sigma_mm[0],
-        reference_mm=geometry.image_to_camera(record.keypoints, record.cameras)[0],
+    # Without ellipses: in a small picture they hide by how much the pose misses the true one.
+    joints_mm, reference_mm = (
+        geometry.image_to_camera(keypoints, record.cameras)[0]
+        for keypoints in (pose.keypoints, record.keypoints)
     )
+    return draw_views(joints_mm, skeleton, DRAWN_HEIGHT, reference_mm=reference_mm)

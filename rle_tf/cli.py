@@ -267,7 +267,7 @@ def _config(recipe: Path, data_root: Path | None, overrides: list[str] | None):
         recipe = packaged
     # Absolute: the run's config is read from other folders, too.
     root = [f"data.source.root={str(data_root.expanduser().resolve())!r}"] if data_root else []
-    return load_config(recipe, root + (overrides or []))
+    return load_config(recipe, (overrides or []) + root)
 
 
 def _train(config, out: Path, resume: bool, again: str) -> None:

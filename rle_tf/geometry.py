@@ -16,6 +16,10 @@ import tensorflow as tf
 # Of unit depth: z = millimetres relative to the root / this.
 DEPTH_MM = 2000.0
 
+# What a regressor says of a coordinate that is known by definition, as the root's depth is: sigma
+# is the smallest of the authors' code, to which training takes it there. Losses pass over it.
+KNOWN_LOG_SIGMA = np.log(np.float32(1e-9))
+
 
 def clip_boxes(boxes_xywh: np.ndarray, image_wh: np.ndarray) -> np.ndarray:
     """Corners of boxes, clipped to their images.

@@ -7,8 +7,9 @@ Every loss is called as `loss(target, output)` with
 
 in the units of the target (x, y = pixel / size - 0.5; z = mm / 2000). It is computed in float32
 whatever the dtypes given. A coordinate of weight 0 adds exactly nothing to the loss or to any
-gradient, whatever stands there (NaN too). The loss of a sample is the sum over its joints and
-coordinates; `reduction` is that of `keras.losses.Loss`.
+gradient, whatever stands there (NaN too). So does one that the regressor knows by definition, the
+root's depth (`geometry.KNOWN_LOG_SIGMA`), whatever its weight. The loss of a sample is the sum over
+its joints and coordinates; `reduction` is that of `keras.losses.Loss`.
 """
 
 import math
@@ -17,6 +18,7 @@ import keras
 import tensorflow as tf
 
 from rle_tf.errors import ModelError
+from rle_tf.geometry import KNOWN_LOG_SIGMA
 
 MAX_RESIDUAL = 1e6
 MIN_SIGMA = 1e-9
@@ -38,16 +40,26 @@ class PoseLoss(keras.losses.Loss):
         super().__init__(name=name, reduction=reduction, dtype="float32")
 
     def _supervised_error(self, target, output):
-        """`keypoints - mu` with 0 where the weight is 0, and the weight; both (B, K, D)."""
-        keypoints, weight, mu = target["keypoints"], target["weight"], output["mu"]
-        for found, tensor in [("keypoints", keypoints), ("weight", weight)]:
+        """`keypoints - mu` with 0 where the weight is 0, the weight, and what is known (B, K, D).
+
+        The weight is 0 where the regressor's output is known by definition, whatever was given.
+        """
+        keypoints, weight = target["keypoints"], target["weight"]
+        mu, log_sigma = output["mu"], output["log_sigma"]
+        for found, tensor in [
+            ("target 'keypoints'", keypoints),
+            ("target 'weight'", weight),
+            ("output 'log_sigma'", log_sigma),
+        ]:
             if not mu.shape.is_compatible_with(tensor.shape):
                 raise ModelError(
-                    f"{self.name}: target '{found}' has shape {tensor.shape}, "
+                    f"{self.name}: {found} has shape {tensor.shape}, "
                     f"expected that of output 'mu', {mu.shape}"
                 )
+        known = tf.cast(log_sigma, tf.float32) == KNOWN_LOG_SIGMA
+        weight = tf.where(known, 0.0, weight)
         # A product with 0 would keep a NaN, in the value or in the gradient.
-        return tf.where(weight != 0, keypoints - mu, 0.0), weight
+        return tf.where(weight != 0, keypoints - mu, 0.0), weight, known
 
 
 @keras.saving.register_keras_serializable(package="rle_tf")
@@ -64,7 +76,7 @@ class L1Loss(PoseLoss):
         super().__init__(name, reduction)
 
     def call(self, target, output):
-        error, weight = self._supervised_error(target, output)
+        error, weight, _ = self._supervised_error(target, output)
         # Zero, but a gradient: without any, Keras warns of a head that was forgotten.
         untrained = 0.0 * output["log_sigma"]
         return tf.reduce_sum(weight * tf.abs(error) + untrained, axis=[1, 2])
@@ -99,7 +111,7 @@ class RLELoss(PoseLoss):
     where G is the density of the flow and Q a normalised density of scale 1: Laplace
     `exp(-|r|) / 2` or Gaussian `exp(-r^2 / 2) / sqrt(2 pi)`. Each `sum_d` term is times its
     coordinate's weight. G is a joint density that only counts where every coordinate is supervised:
-    it is times the joint's smallest weight.
+    it is times the joint's smallest weight. A known coordinate counts there with a residual of 0.
 
     `convention="official"` is what the authors' code computes. Each coordinate adds weight times
 
@@ -165,19 +177,13 @@ class RLELoss(PoseLoss):
         self.convention = convention
 
     def call(self, target, output):
-        error, weight = self._supervised_error(target, output)
-        log_sigma = output["log_sigma"]
-        if not error.shape.is_compatible_with(log_sigma.shape):
-            raise ModelError(
-                f"{self.name}: output 'log_sigma' has shape {log_sigma.shape}, "
-                f"expected that of 'mu', {error.shape}"
-            )
+        error, weight, known = self._supervised_error(target, output)
         if error.shape[-1] != self.flow.dims:
             raise ModelError(
                 f"{self.name}: output 'mu' has shape {error.shape}, "
                 f"expected (B, K, {self.flow.dims}) for a flow of {self.flow.dims} dimensions"
             )
-        log_sigma = tf.where(weight != 0, log_sigma, 0.0)
+        log_sigma = tf.where(weight != 0, output["log_sigma"], 0.0)
         # A sigmoid's sigma underflows long before log_sigma does. Clipping would stop the gradient
         # just where sigma has to grow; adding a constant does not, and inside the bounds it adds 0.
         log_error = tf.math.log(tf.maximum(tf.abs(error), 1e-30))
@@ -188,30 +194,33 @@ class RLELoss(PoseLoss):
 
         if self.convention == "paper":
             per_coordinate = _BASES[self.base](residual) + log_sigma
-            log_g, joint_weight = self._log_g(residual, weight)
+            log_g, joint_weight = self._log_g(residual, weight, known)
             per_joint = tf.reduce_sum(weight * per_coordinate, axis=-1) - joint_weight * log_g
         else:
             if self.base == "laplace":
                 base_term = _official_laplace(residual, inverse_sigma)
             else:
                 base_term = _gaussian(residual)
-            log_g, _ = self._log_g(-residual, weight)
+            log_g, _ = self._log_g(-residual, weight, known)
             per_coordinate = base_term + 2 * log_sigma - log_g[..., None]
             per_joint = tf.reduce_sum(weight * per_coordinate, axis=-1)
         return tf.reduce_sum(per_joint, axis=-1)
 
-    def _log_g(self, residual, weight):
+    def _log_g(self, residual, weight, known):
         """Log density of residuals (B, K, D), and the smallest weight it is made of; (B, K)."""
+        # What is known has a residual of 0 and leaves the weight to the joint's other coordinates.
+        counted = tf.where(known, math.inf, weight)
+        joint_weight = tf.reduce_min(counted, axis=-1)
+        joint_weight = tf.where(tf.reduce_all(known, axis=-1), 0.0, joint_weight)
         if self.flow_2d is None:
-            return self.flow.log_prob(residual), tf.reduce_min(weight, axis=-1)
+            return self.flow.log_prob(residual), joint_weight
         # Both flows see everybody, which keeps shapes static (XLA, replicas). What is not chosen
         # has a gradient of 0, exactly, as residuals are limited and so all densities are finite.
         deep = tf.reduce_any(weight[..., 2] != 0, axis=1)[:, None]
         of_3d = self.flow.log_prob(residual)
         of_2d = self.flow_2d.log_prob(residual[..., :2])
-        log_g = tf.where(deep, of_3d, of_2d)
         planar_weight = tf.reduce_min(weight[..., :2], axis=-1)
-        return log_g, tf.where(deep, tf.reduce_min(weight, axis=-1), planar_weight)
+        return tf.where(deep, of_3d, of_2d), tf.where(deep, joint_weight, planar_weight)
 
     def get_config(self):
         return {

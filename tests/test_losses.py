@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from rle_tf.errors import ModelError
 from rle_tf.flow import RealNVP
+from rle_tf.geometry import KNOWN_LOG_SIGMA
 from rle_tf.losses import L1Loss, RLELoss
 
 VARIANTS = list(itertools.product(["laplace", "gaussian"], ["paper", "official"]))
@@ -464,6 +465,45 @@ def test_l1_serialises():
     )
     assert isinstance(again, L1Loss)
     assert again.get_config() == {"name": "mine", "reduction": "sum"}
+
+
+@pytest.mark.parametrize("make", [lambda: L1Loss("sum"), lambda: mixed_loss(reduction="sum")])
+def test_what_is_known_is_passed_over_whatever_its_weight(make):
+    """A batch made by hand: weights of 1 for the root's depth, too, and depths that miss 0."""
+    target, output = batch(dims=3)
+    output["mu"][:, 0, 2] = 0
+    output["log_sigma"][:, 0, 2] = KNOWN_LOG_SIGMA
+    expected = None
+    for depth, weight in [(0, 0), (0, 1), (0.005, 1), (np.nan, 1)]:
+        target["keypoints"][:, 0, 2], target["weight"][:, 0, 2] = depth, weight
+        found = value_and_gradients(make(), target, output)
+        assert np.isfinite(found[0]) and np.abs(found[0]) < 1e4
+        assert not found[1][0][:, 0, 2].any() and not found[1][1][:, 0, 2].any()
+        expected = expected or found
+        for value, first in zip([found[0], *found[1]], [expected[0], *expected[1]], strict=True):
+            np.testing.assert_array_equal(value, first)
+
+
+@pytest.mark.parametrize("convention", ["paper", "official"])
+def test_the_flow_sees_a_joint_of_which_one_coordinate_is_known(convention):
+    """Else the root's sigma would not be in units of the flow's density."""
+    target, output = batch(dims=3)
+    output["mu"][:, 0, 2] = 0
+    output["log_sigma"][:, 0, 2] = KNOWN_LOG_SIGMA
+    target["weight"][:, 1:, :2] = 0  # of the others the depth alone
+    of_flow, of_flow_2d = gradients_by_flow(mixed_loss(convention=convention), target, output)
+    assert any(gradient.any() for gradient in of_flow)
+    assert not any(gradient.any() for gradient in of_flow_2d)
+
+
+def test_a_joint_that_is_known_altogether_adds_nothing():
+    """A lifter's root."""
+    target, output = batch(dims=3)
+    loss = mixed_loss(reduction=None)
+    without = {key: value[:, 1:] for key, value in output.items()}
+    expected = loss({key: value[:, 1:] for key, value in target.items()}, without)
+    output["log_sigma"][:, 0] = KNOWN_LOG_SIGMA
+    np.testing.assert_allclose(loss(target, output), expected, rtol=1e-6)
 
 
 def test_unknown_options_are_refused_with_the_valid_ones():

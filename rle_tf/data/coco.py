@@ -217,6 +217,7 @@ class CocoSource:
             if not entry.get("iscrowd") and any(entry["keypoints"][2::3]):
                 people.append(entry)
                 wheres.append(where)
+        people, wheres = self._usable(people, wheres, image_table)
         image_ids = [entry["image_id"] for entry in people]
         paths, image_wh = image_columns(image_ids, image_table)
         boxes = clipped_boxes([entry["bbox"] for entry in people], image_wh, wheres)
@@ -241,6 +242,12 @@ class CocoSource:
             person_ids=np.array([entry["id"] for entry in people], np.int64),
             box_scores=np.zeros(len(people)),
         )
+
+    def _usable(
+        self, people: list[dict], wheres: list[str], image_table: dict
+    ) -> tuple[list[dict], list[str]]:
+        """The people to look at: everybody, as OKS needs every box and area to be sound."""
+        return people, wheres
 
     def _check_annotation(self, entry: dict, image_table: dict, where: str) -> None:
         """What COCOeval needs of everybody, crowds and people without labels included."""
@@ -320,15 +327,14 @@ class CocoSource:
             image_ids=np.array(image_ids, np.int64),
             person_ids=np.full(len(people), -1, np.int64),
             box_scores=np.array([entry["score"] for entry in people], np.float64),
-        ).take(self._with_area(boxes, wheres))
+        ).take(self._with_area(boxes, wheres, "detections"))
 
-    def _with_area(self, boxes_xyxy: np.ndarray, wheres: list[str]) -> np.ndarray:
+    def _with_area(self, boxes_xyxy: np.ndarray, wheres: list[str], kind: str) -> np.ndarray:
         """(N,) bool: the boxes that hold pixels. Detectors give others: a pixel wide, outside."""
         has_area = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(axis=1)
         if not has_area.all():
             LOG.warning(
-                "left out %d of %d detections, which have no area inside their images; the first "
-                "is %s",
-                (~has_area).sum(), len(has_area), wheres[int(np.argmin(has_area))],
+                "left out %d of %d %s, which have no area inside their images; the first is %s",
+                (~has_area).sum(), len(has_area), kind, wheres[int(np.argmin(has_area))],
             )  # fmt: skip
         return has_area

@@ -99,6 +99,11 @@ class H36mSource:
         table = read_image_table(dataset["images"], self.annotations, folder)
         sequences = self._sequences(dataset["images"])
         people = self._people(dataset["annotations"], sequences)
+        if not people:
+            raise DataError(
+                f"{self.annotations}: {len(dataset['annotations'])} annotations, of which none is "
+                "used: those of the excluded sequences are left out; expected people to look at"
+            )
         wheres = [f"{self.annotations}: annotation {entry['id']}" for entry in people]
         image_ids = [entry["image_id"] for entry in people]
         paths, image_wh = image_columns(image_ids, table)
@@ -169,14 +174,16 @@ class H36mSource:
             self.actions,
             H36M18.root,
         )
-        # Without the root, the first joint, whose depth is known.
+        # Coordinate by coordinate, without the root's depth, which is known.
+        labelled = np.repeat(self.records.labelled, 3, axis=1)
+        labelled[:, 3 * H36M18.root + 2] = False
+        predicted, annotated, sigmas = (
+            values.reshape(len(values), -1, 1)
+            for values in (poses.keypoints, self.records.keypoints, poses.sigmas)
+        )
         for factor in (1, 2):
             scores[f"within_{factor}_sigma"] = metrics.coverage(
-                poses.keypoints[:, 1:],
-                self.records.keypoints[:, 1:],
-                poses.sigmas[:, 1:],
-                self.records.labelled[:, 1:],
-                factor,
+                predicted, annotated, sigmas, labelled, factor
             )
         return scores
 
@@ -350,8 +357,8 @@ def _seen_joints(people: list[dict], wheres: list[str]) -> tuple[np.ndarray, np.
         row, joint = np.argwhere(behind)[0]
         raise DataError(
             f"{wheres[row]} has {H36M18.joints[joint]} {-joints_mm[row, joint, 2]:.0f} mm behind "
-            f"the camera; expected everybody in front of it (camera = R (world - t), z forward; "
-            f"{int(behind.any(axis=1).sum())} annotations have this)"
+            "the camera; expected everybody in front of it (camera = R (world - t), z forward, in "
+            f"millimetres; {int(behind.any(axis=1).sum())} annotations have this)"
         )
     return joints_mm, np.concatenate([focal_px, centre_px, joints_mm[:, H36M18.root, 2:]], axis=1)
 

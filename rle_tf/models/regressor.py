@@ -10,6 +10,7 @@ import numpy as np
 from keras import layers
 
 from rle_tf.errors import ModelError
+from rle_tf.geometry import KNOWN_LOG_SIGMA
 from rle_tf.models.mobilenet import (
     mobilenet,
     mobilenet_v2,
@@ -33,9 +34,6 @@ BACKBONES: dict[str, Callable[[tuple[int, int]], keras.Model]] = {
 }
 
 HEADS = ("pooled", "soft_argmax")
-
-# Of what is known: the authors' smallest, to which their training takes the root's depth.
-ROOT_SIGMA = 1e-9
 
 
 def build_backbone(
@@ -207,7 +205,7 @@ def log_sigma_head(features, joints: int, dims: int):
 def relative_to_root(mu, log_sigma, skeleton: Skeleton, axes: tuple[int, int, int]):
     """`mu` and `log_sigma` (B, K, 3) with the coordinates whose axis is 1 relative to the root's.
 
-    The root's own are 0 by definition and not learned; their sigma is `ROOT_SIGMA`.
+    The root's own are 0 by definition and not learned: `geometry.KNOWN_LOG_SIGMA`.
 
     Raises:
         ModelError: if the skeleton has no root.
@@ -221,7 +219,7 @@ def relative_to_root(mu, log_sigma, skeleton: Skeleton, axes: tuple[int, int, in
     known = np.zeros((len(skeleton.joints), 3), "float32")
     known[root] = axes
     mu = mu - mu[:, root : root + 1] * np.array(axes, "float32")
-    return mu, log_sigma * (1 - known) + known * np.log(ROOT_SIGMA, dtype="float32")
+    return mu, log_sigma * (1 - known) + known * KNOWN_LOG_SIGMA
 
 
 def _soft_argmax(features, joints: int):

@@ -129,3 +129,15 @@ def test_a_bad_entry_is_named(write_mpii, change, parts):
     annotations, images = write_mpii(change)
     with pytest.raises(DataError, match=message(str(annotations), *parts)):
         MpiiSource(annotations, images)
+
+
+def test_people_without_a_box_are_left_out_and_counted(write_mpii, caplog):
+    def change(dataset):
+        dataset["annotations"][0]["area"] = 0
+        dataset["annotations"][1]["bbox"] = [200, 8, 45, 65]
+
+    annotations, images = write_mpii(change)
+    source = MpiiSource(annotations, images)
+    assert source.records.person_ids.tolist() == [503]
+    assert "left out 2 of 3 people" in caplog.text
+    assert f"{annotations}: annotation 501" in caplog.text
