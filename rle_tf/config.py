@@ -7,6 +7,7 @@ is a string.
 
 import difflib
 import json
+from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
 from typing import Annotated, Literal, get_args, get_origin
@@ -72,6 +73,24 @@ class EvaluateConfig(Section):
     oks_nms: float = Field(0.9, gt=0, le=1)
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked of a dataset.
+
+    Attributes:
+        split, boxes: Which people.
+        evaluate: How detections are filtered.
+        images: Whether images are looked at.
+        key: Where the dataset's section stands in the file, for messages.
+    """
+
+    split: Split
+    boxes: Boxes
+    evaluate: EvaluateConfig
+    images: bool
+    key: str = "data.source"
+
+
 class SplitFiles(Section):
     """Files of one split, relative to the dataset's root.
 
@@ -100,25 +119,24 @@ class FolderData(Section):
     train: SplitFiles
     val: SplitFiles | None
 
-    def _paths(self, split: Split, boxes: Boxes, key: str) -> tuple[Path, Path, Path | None]:
+    def _paths(self, wanted: Wanted) -> tuple[Path, Path, Path | None]:
         """Annotations, images, and detections where they are asked for.
-
-        `key` is where the section stands in the file.
 
         Raises:
             ConfigError: if the split, or the detections that are asked for, are not named.
         """
-        root, files = Path(self.root).expanduser(), {"train": self.train, "val": self.val}[split]
+        root, split = Path(self.root).expanduser(), wanted.split
+        files = {"train": self.train, "val": self.val}[split]
         if files is None:
             raise ConfigError(
-                f"{key}.{split}: not set; expected annotations and images to evaluate on"
+                f"{wanted.key}.{split}: not set; expected annotations and images to evaluate on"
             )
-        if boxes == "detections" and files.detections is None:
+        if wanted.boxes == "detections" and files.detections is None:
             raise ConfigError(
-                f"{key}.{split}.detections: not set; evaluate.boxes 'detections' needs a "
+                f"{wanted.key}.{split}.detections: not set; evaluate.boxes 'detections' needs a "
                 "JSON of person detections"
             )
-        detections = root / files.detections if boxes == "detections" else None
+        detections = root / files.detections if wanted.boxes == "detections" else None
         return root / files.annotations, root / files.images, detections
 
 
@@ -139,34 +157,21 @@ class CocoData(FolderData):
     def skeleton(self) -> Skeleton:
         return COCO17
 
-    def open(
-        self,
-        split: Split,
-        boxes: Boxes,
-        evaluate: EvaluateConfig,
-        images: bool,
-        key: str = "data.source",
-    ) -> Source:
+    def open(self, wanted: Wanted) -> Source:
         """The people of a split.
-
-        Args:
-            split, boxes: Which.
-            evaluate: How detections are filtered.
-            images: Whether images are looked at.
-            key: Where the section stands in the file, for messages.
 
         Raises:
             ConfigError: if detections are asked for and the split names none.
             DataError: if files are missing or wrong.
         """
-        annotations, folder, detections = self._paths(split, boxes, key)
+        annotations, folder, detections = self._paths(wanted)
         return CocoSource(
             annotations,
             folder,
             skeleton=self.skeleton,
             detections=detections,
-            min_box_score=evaluate.min_box_score,
-            oks_nms_threshold=evaluate.oks_nms,
+            min_box_score=wanted.evaluate.min_box_score,
+            oks_nms_threshold=wanted.evaluate.oks_nms,
         )
 
 
@@ -185,17 +190,10 @@ class H36mData(FolderData):
     def skeleton(self) -> Skeleton:
         return H36M18
 
-    def open(
-        self,
-        split: Split,
-        boxes: Boxes,
-        evaluate: EvaluateConfig,
-        images: bool,
-        key: str = "data.source",
-    ) -> Source:
+    def open(self, wanted: Wanted) -> Source:
         """The people of a split; arguments and errors as `CocoData.open`."""
-        annotations, folder, detections = self._paths(split, boxes, key)
-        return H36mSource(annotations, folder if images else None, detections=detections)
+        annotations, folder, detections = self._paths(wanted)
+        return H36mSource(annotations, folder if wanted.images else None, detections=detections)
 
 
 class MpiiData(FolderData):
@@ -210,21 +208,14 @@ class MpiiData(FolderData):
     def skeleton(self) -> Skeleton:
         return MPII16
 
-    def open(
-        self,
-        split: Split,
-        boxes: Boxes,
-        evaluate: EvaluateConfig,
-        images: bool,
-        key: str = "data.source",
-    ) -> Source:
+    def open(self, wanted: Wanted) -> Source:
         """The people of a split; arguments and errors as `CocoData.open`."""
-        if boxes == "detections":
+        if wanted.boxes == "detections":
             raise ConfigError(
                 "evaluate.boxes: 'detections' is not for MPII, whose score needs annotated boxes; "
                 "expected ground_truth"
             )
-        annotations, folder, _ = self._paths(split, boxes, key)
+        annotations, folder, _ = self._paths(wanted)
         return MpiiSource(annotations, folder)
 
 
@@ -260,14 +251,7 @@ class SyntheticData(Section):
     def skeleton(self) -> Skeleton:
         return {"coco": COCO17, "h36m": H36M18}[self.layout]
 
-    def open(
-        self,
-        split: Split,
-        boxes: Boxes,
-        evaluate: EvaluateConfig,
-        images: bool,
-        key: str = "data.source",
-    ) -> Source:
+    def open(self, wanted: Wanted) -> Source:
         """The people of a split; renders them if they are not there yet.
 
         Raises:
@@ -284,22 +268,22 @@ class SyntheticData(Section):
         if self.layout == "coco":
             return SyntheticSource(
                 root,
-                split,
+                wanted.split,
                 **people,
-                detected=boxes == "detections",
-                min_box_score=evaluate.min_box_score,
-                oks_nms_threshold=evaluate.oks_nms,
+                detected=wanted.boxes == "detections",
+                min_box_score=wanted.evaluate.min_box_score,
+                oks_nms_threshold=wanted.evaluate.oks_nms,
             )
-        if images and not self.images:
+        if wanted.images and not self.images:
             raise ConfigError(
-                f"{key}.images: false, and the model looks at images; expected true, or "
+                f"{wanted.key}.images: false, and the model looks at images; expected true, or "
                 "model.kind lifting"
             )
-        if boxes == "detections":
+        if wanted.boxes == "detections":
             raise ConfigError(
                 "evaluate.boxes: 'detections' are not written in layout h36m; expected ground_truth"
             )
-        return Synthetic3DSource(root, split, **people, images=self.images)
+        return Synthetic3DSource(root, wanted.split, **people, images=self.images)
 
 
 Single = Annotated[CocoData | H36mData | MpiiData | SyntheticData, Field(discriminator="kind")]
@@ -322,16 +306,16 @@ class MixData(Section):
     def skeleton(self) -> Skeleton:
         return self.first.skeleton
 
-    def open(self, split: Split, boxes: Boxes, evaluate: EvaluateConfig, images: bool) -> Source:
+    def open(self, wanted: Wanted) -> Source:
         """The mix to train on, or the first one's people to evaluate on."""
         root = Path(self.root).expanduser()
 
         def opened(name: str) -> Source:
             part = {"first": self.first, "second": self.second}[name]
             placed = part.model_copy(update={"root": str(root / Path(part.root).expanduser())})
-            return placed.open(split, boxes, evaluate, images, f"data.source.{name}")
+            return placed.open(replace(wanted, key=f"{wanted.key}.{name}"))
 
-        if split == "val":
+        if wanted.split == "val":
             return opened("first")
         return MixSource(opened("first"), opened("second"))
 
@@ -540,7 +524,7 @@ class RunConfig(Section):
         """
         boxes = boxes or (self.evaluate.boxes if split == "val" else "ground_truth")
         images = self.input_format.reads_images
-        source = self.data.source.open(split, boxes, self.evaluate, images)
+        source = self.data.source.open(Wanted(split, boxes, self.evaluate, images))
         if images and self.data.on_bad_image == "skip":
             source = source.take(usable_rows(source.records))
         return source
