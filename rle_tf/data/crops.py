@@ -121,11 +121,17 @@ class CropFormat:
         return decode(output, self.crop_boxes(records), records.box_scores, spread)
 
     def check(self, regressor: keras.Model) -> None:
-        found = regressor.input_shape[1:-1]
-        if found != tuple(self.image_size):
+        shape = regressor.input_shape
+        if len(shape) != 4:
             raise ModelError(
-                f"regressor '{regressor.name}' takes an input of {'x'.join(map(str, found))}; "
-                f"expected images of data.image_size {list(self.image_size)} (height, width)"
+                f"regressor '{regressor.name}' takes an input of {shape}; expected images "
+                "(B, H, W, 3)"
+            )
+        height, width = shape[1:3]
+        if (height, width) != tuple(self.image_size):
+            raise ModelError(
+                f"regressor '{regressor.name}' takes images of {height}x{width} (height x width); "
+                f"found data.image_size {list(self.image_size)}"
             )
 
 
