@@ -43,6 +43,9 @@ _LEG_BONE_MM = (150.0, 700.0)
 # Between the size that is annotated and that of the images.
 _SIZE_TOLERANCE = 0.01
 
+# Pixels or millimetres, below any sigma that is learned.
+KNOWN_WITHIN = 1e-3
+
 _KEYS = {"subject": int, "action_name": str, "action_idx": int, "subaction_idx": int}
 _PERSON_CATEGORY = 1  # COCO's
 # Far beyond sense for what is in a pose or a camera, and nothing overflows below it.
@@ -174,13 +177,13 @@ class H36mSource:
             self.actions,
             H36M18.root,
         )
-        # Coordinate by coordinate, without the root's depth, which is known.
-        labelled = np.repeat(self.records.labelled, 3, axis=1)
-        labelled[:, 3 * H36M18.root + 2] = False
+        # Coordinate by coordinate, without what is known by definition and has a sigma of next to
+        # nothing: the root's depth, and all of a lifter's root.
         predicted, annotated, sigmas = (
             values.reshape(len(values), -1, 1)
             for values in (poses.keypoints, self.records.keypoints, poses.sigmas)
         )
+        labelled = np.repeat(self.records.labelled, 3, axis=1) & ~(sigmas[..., 0] < KNOWN_WITHIN)
         for factor in (1, 2):
             scores[f"within_{factor}_sigma"] = metrics.coverage(
                 predicted, annotated, sigmas, labelled, factor

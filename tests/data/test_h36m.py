@@ -303,6 +303,7 @@ def test_scores_have_names_and_means_by_action(write_h36m):
     source = H36mSource(*write_h36m(people=4))
     poses = true_poses(source.records)
     poses.keypoints[1, 1:, 2] += 100  # Discussion
+    poses.sigmas[:, H36M18.root, 2] = 1e-6  # known
     scores = source.score(poses)
     actions = ("Directions", "Discussion", "Eating")
     assert list(scores) == [
