@@ -1,6 +1,10 @@
 """What happens between the epochs of a training run."""
 
 import json
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -58,8 +62,29 @@ class Save(keras.callbacks.Callback):
         self.keep = keep
 
     def on_epoch_end(self, epoch, logs=None):
-        self.folder.checkpoints.save(self.model, self.keep)
-        self.folder.save_regressor(self.model)
+        with _interrupted_after():
+            self.folder.checkpoints.save(self.model, self.keep)
+            self.folder.save_regressor(self.model)
+
+
+@contextmanager
+def _interrupted_after() -> Iterator[None]:
+    """Ctrl-C takes effect when the block is done, so that what it writes belongs together.
+
+    TFP, which works out the density's spread meanwhile, also prints a traceback where it is
+    interrupted. Python handles signals in its main thread alone; elsewhere nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received = []
+    handler = signal.signal(signal.SIGINT, lambda *_: received.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if received:
+        signal.raise_signal(signal.SIGINT)
 
 
 class Evaluate(keras.callbacks.Callback):

@@ -2,8 +2,11 @@
 
 import json
 import logging
+import os
 import shutil
+import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import keras
@@ -13,7 +16,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rle_tf.callbacks import draw_people
+from rle_tf.callbacks import Save, draw_people
 from rle_tf.config import RunConfig, load_config
 from rle_tf.data.coco import CocoSource
 from rle_tf.errors import ConfigError, DataError, ModelError
@@ -462,3 +465,21 @@ def test_a_model_with_other_outputs_is_no_regressor(tmp_path):
 def test_a_folder_without_a_run(tmp_path):
     with pytest.raises(ModelError, match=r"config\.yaml: no such file; expected the folder of a"):
         RunFolder(tmp_path).load()
+
+
+def test_ctrl_c_while_an_epoch_is_saved_takes_effect_after_it():
+    saved = []
+
+    def interrupted_save(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+        saved.append("checkpoint")
+
+    folder = SimpleNamespace(
+        checkpoints=SimpleNamespace(save=interrupted_save),
+        save_regressor=lambda _: saved.append("regressor"),
+    )
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        Save(folder, keep=1).on_epoch_end(0)
+    assert saved == ["checkpoint", "regressor"]
+    assert signal.getsignal(signal.SIGINT) is handler

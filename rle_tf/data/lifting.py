@@ -48,7 +48,8 @@ class KeypointFormat:
                 f"the source has {flat.sum()} people without depths or cameras, the first in "
                 f"{records.image_paths[np.argmax(flat)]}; expected 3D poses to learn lifting from"
             )
-        space_mm = self._relative(image_to_camera(records.keypoints, records.cameras))
+        joints_mm = image_to_camera(records.keypoints, records.cameras)
+        space_mm = joints_mm - joints_mm[:, [self.root]]
         screen = screen_coordinates(records.keypoints[..., :2], records.image_wh)
         return Person(
             screen=tf.constant(screen, tf.float32),
@@ -99,8 +100,7 @@ class KeypointFormat:
         """Joints in space as the poses that the camera sees, with the root where it truly is."""
         mu, sigma = (np.asarray(output[key], np.float64) for key in ("mu", "sigma"))
         truth_mm = image_to_camera(records.keypoints, records.cameras)
-        root_mm = truth_mm[:, [self.root]]
-        joints_mm = mu * DEPTH_MM + root_mm
+        joints_mm = mu * DEPTH_MM + truth_mm[:, [self.root]]
         # Nothing is behind the camera, whatever an untrained lifter says.
         joints_mm[..., 2] = np.maximum(joints_mm[..., 2], 1.0)
         sigmas = sigma * spread * DEPTH_MM
@@ -120,9 +120,6 @@ class KeypointFormat:
                 f"regressor '{regressor.name}' takes an input of {regressor.input_shape}; "
                 "expected a lifter's, keypoints (B, K, 2)"
             )
-
-    def _relative(self, joints_mm: np.ndarray) -> np.ndarray:
-        return joints_mm - joints_mm[:, [self.root]]
 
 
 def _mirror(points: tf.Tensor, permutation: tuple[int, ...]) -> tf.Tensor:
