@@ -9,7 +9,20 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "rle_tf/__init__.py").read_text())[1]
 
-TEST = ["pytest>=8.0", "pytest-xdist>=3.6", "opencv-python-headless>=4.9"]
+SERVE = ["fastapi>=0.115", "uvicorn>=0.32", "prometheus-client>=0.21"]
+SERVING = ["tensorflow-serving-api>=2.19"]
+ONNX = ["tf2onnx>=1.17", "onnxruntime>=1.20"]
+TEST = [
+    *SERVE,
+    *SERVING,
+    *ONNX,
+    "pytest>=8.0",
+    "pytest-xdist>=3.6",
+    "opencv-python-headless>=4.9",
+    "httpx>=0.27",
+    "hypothesis>=6.100",
+    "playwright>=1.49",
+]
 
 setup(
     name="rle-tf",
@@ -41,6 +54,9 @@ setup(
         "ai-edge-litert>=2.0",
     ],
     extras_require={
+        "serve": SERVE,  # rle-tf serve
+        "serving": SERVING,  # rle-tf export --serving, the gRPC client
+        "onnx": ONNX,  # rle-tf export --format onnx
         "test": TEST,
         "dev": [*TEST, "ruff>=0.9"],
         "cuda": ["tensorflow[and-cuda]>=2.21"],

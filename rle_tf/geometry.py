@@ -41,8 +41,8 @@ def clip_boxes(boxes_xywh: np.ndarray, image_wh: np.ndarray) -> np.ndarray:
 
 
 def crop_boxes(
-    boxes_xyxy: np.ndarray, image_size: tuple[int, int], margin: float = 1.25
-) -> np.ndarray:
+    boxes_xyxy: np.ndarray | tf.Tensor, image_size: tuple[int, int], margin: float = 1.25
+) -> tf.Tensor:
     """Boxes grown to the aspect of the network's input, then by a margin, about their centres.
 
     Args:
@@ -53,15 +53,17 @@ def crop_boxes(
     Returns:
         `crop_boxes_xyxy` (N, 4) float32; it may reach over the image's edge.
     """
-    boxes_xyxy = np.asarray(boxes_xyxy, np.float64)
+    left, top, right, bottom = tf.unstack(tf.cast(boxes_xyxy, tf.float64), axis=-1)
     aspect = image_size[1] / image_size[0]
-    width, height = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).T
-    centre = boxes_xyxy[:, :2] + np.stack([width, height], axis=1) / 2
-    size = np.stack([np.maximum(width, height * aspect), np.maximum(height, width / aspect)], 1)
+    width, height = right - left, bottom - top
+    centre = tf.stack([left + width / 2, top + height / 2], axis=-1)
+    size = tf.stack(
+        [tf.maximum(width, height * aspect), tf.maximum(height, width / aspect)], axis=-1
+    )
     # Sizes pass through float32 as in the reference, whose crop boxes are met to the last bit.
-    half = (size.astype(np.float32) * np.float32(margin)) / 2
-    centre = centre.astype(np.float32)
-    return np.concatenate([centre - half, centre + half], axis=1)
+    half = tf.cast(size, tf.float32) * margin / 2
+    centre = tf.cast(centre, tf.float32)
+    return tf.concat([centre - half, centre + half], axis=-1)
 
 
 def unit_to_image(points: np.ndarray, crop_boxes_xyxy: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 
 from rle_tf import geometry
 from rle_tf.data.annotations import is_box
-from rle_tf.data.crops import decode
+from rle_tf.data.crops import cut_crop, decode
 from rle_tf.data.source import Poses
 from rle_tf.drawing import draw_poses
 from rle_tf.errors import DataError, ModelError
@@ -59,15 +59,9 @@ class Predictor:
         """
         crop_boxes = geometry.crop_boxes(boxes_xyxy, self.image_size, self.box_margin)
         pixels = tf.constant(image)
-        crops = []
-        for low, high in zip(crop_boxes[:, :2], crop_boxes[:, 2:], strict=True):
-            matrix = geometry.crop_affine(
-                tf.constant((low + high) / 2), tf.constant(high - low), tf.constant(0.0),
-                self.image_size,
-            )  # fmt: skip
-            crops.append(geometry.warp(pixels, matrix, self.image_size))
-        crops = tf.round(tf.reshape(crops, (len(crop_boxes), *self.image_size, 3)))
-        return decode(self.forward(tf.cast(crops, tf.uint8)), crop_boxes, spread=self.spread)
+        crops = [cut_crop(pixels, box, self.image_size) for box in crop_boxes]
+        crops = tf.reshape(tf.cast(crops, tf.uint8), (len(crops), *self.image_size, 3))
+        return decode(self.forward(crops), crop_boxes.numpy(), spread=self.spread)
 
 
 def load_predictor(model: Path | str, flip_test: bool = False) -> Predictor:

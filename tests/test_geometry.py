@@ -41,7 +41,7 @@ def test_a_box_outside_the_image_has_no_area_left():
 
 @pytest.mark.parametrize("box", [(0, 0, 50, 10), (5, 5, 20, 90), (1, 2, 31, 42)])
 def test_crop_boxes_have_the_input_s_aspect_and_hold_the_box(box):
-    crop = geometry.crop_boxes(np.array([box]), SIZE, margin=1.25)[0]
+    crop = geometry.crop_boxes(np.array([box]), SIZE, margin=1.25)[0].numpy()
     width, height = crop[2:] - crop[:2]
     assert width / height == pytest.approx(SIZE[1] / SIZE[0], rel=1e-6)
     assert (crop[:2] <= box[:2]).all() and (crop[2:] >= box[2:]).all()

@@ -59,7 +59,7 @@ class CropFormat:
 
     def crop_boxes(self, records: Records) -> np.ndarray:
         """(N, 4) float32 `boxes_xyxy` of the crops, image pixels."""
-        return geometry.crop_boxes(records.boxes_xyxy, self.image_size, self.box_margin)
+        return geometry.crop_boxes(records.boxes_xyxy, self.image_size, self.box_margin).numpy()
 
     def columns(self, records: Records) -> Person:
         crops = self.crop_boxes(records)
@@ -179,6 +179,42 @@ def read_crop(
         tf.errors.InvalidArgumentError: when it runs, if the file cannot be decoded or has another
             size than stated; `named_image_errors` turns it into a `DataError` with the name.
     """
+    low, high = _region(matrix, image_wh, image_size)
+    data = tf.io.read_file(path)
+    region = tf.cond(
+        tf.io.is_jpeg(data),
+        lambda: _decode_jpeg_region(data, path, image_wh, low, high),
+        lambda: _decode_region(data, path, image_wh, low, high),
+    )
+    return _warp_region(region, low, matrix, image_size)
+
+
+def cut_crop(image: tf.Tensor, crop_box_xyxy: tf.Tensor, image_size: tuple[int, int]) -> tf.Tensor:
+    """An upright crop of an image in memory, as a deployment sends it.
+
+    Args:
+        image: (h, w, 3) uint8.
+        crop_box_xyxy: (4,) float32 of `geometry.crop_boxes`, image pixels.
+        image_size: (height, width) of the crop.
+
+    Returns:
+        (height, width, 3) uint8.
+    """
+    centre, size_wh = (
+        (crop_box_xyxy[:2] + crop_box_xyxy[2:]) / 2,
+        crop_box_xyxy[2:] - crop_box_xyxy[:2],
+    )
+    matrix = geometry.crop_affine(centre, size_wh, tf.constant(0.0), image_size)
+    # Of a photograph of many megapixels, what the crop needs becomes float32 and no more.
+    low, high = _region(matrix, tf.shape(image)[1::-1], image_size)
+    region = image[low[1] : high[1], low[0] : high[0]]
+    return tf.cast(tf.round(_warp_region(region, low, matrix, image_size)), tf.uint8)
+
+
+def _region(
+    matrix: tf.Tensor, image_wh: tf.Tensor, image_size: tuple[int, int]
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The pixels of an image that a crop needs: first (x, y) and past the last, (2,) int32."""
     height, width = image_size
     corners = geometry.transform_points(
         geometry.invert(matrix),
@@ -188,14 +224,13 @@ def read_crop(
     high = tf.cast(tf.math.ceil(tf.reduce_max(corners, axis=0)), tf.int32) + REGION_MARGIN_PX
     # A crop may lie outside its image altogether (a strong augmentation): one pixel is read then.
     low = tf.clip_by_value(low, 0, image_wh - 1)
-    high = tf.maximum(tf.minimum(high, image_wh), low + 1)
+    return low, tf.maximum(tf.minimum(high, image_wh), low + 1)
 
-    data = tf.io.read_file(path)
-    region = tf.cond(
-        tf.io.is_jpeg(data),
-        lambda: _decode_jpeg_region(data, path, image_wh, low, high),
-        lambda: _decode_region(data, path, image_wh, low, high),
-    )
+
+def _warp_region(
+    region: tf.Tensor, low: tf.Tensor, matrix: tf.Tensor, image_size: tuple[int, int]
+) -> tf.Tensor:
+    """The crop by `matrix`, which starts from image pixels, of a region that starts at `low`."""
     offset = tf.concat([tf.eye(2), tf.cast(low, tf.float32)[:, None]], axis=1)
     return geometry.warp(region, geometry.compose(matrix, offset), image_size)
 

@@ -11,7 +11,10 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
+from rle_tf.data.crops import CropFormat
 from rle_tf.errors import ModelError
+from rle_tf.evaluation import flip_back
+from rle_tf.export.photograph import crops_of_photographs
 from rle_tf.geometry import DEPTH_MM, screen_coordinates
 from rle_tf.skeletons import Skeleton
 
@@ -40,7 +43,7 @@ def export_savedmodel(
     """Writes the regressor as `directory/<version>/`, the layout that TensorFlow Serving reads.
 
     Below, all outputs are float32 and B is free; `error` is sigma * spread, the error to be
-    expected, and what is computed from it is NaN where `spread` is. Every signature gives
+    expected, and what is computed from it is NaN where `spread` is. Every signature but `raw` gives
         score (B, K): 1 - the mean of sigma over D, the joint's confidence (the paper's).
 
     **An image regressor**: functional model, (B, H, W, 3) float32 -> {"mu", "log_sigma"}, each
@@ -54,7 +57,17 @@ def export_savedmodel(
         depth_mm, depth_sigma_mm (B, K): z of `mu` and of `error` in mm; positive is farther from
             the camera than the root.
 
-    Where D = 3, the signature `to_camera` takes also
+    The signature `predict_image` does the rest as well: what `rle-tf predict` does. It takes
+        image_bytes (B,): string, encoded JPEG or PNG photographs,
+        boxes_xyxy (B, N, 4): float32, of the people in each, as `crops_of_photographs` takes them,
+    and gives, of pixels of the photographs as they are displayed,
+        keypoints_px, sigma_px (B, N, K, 2), score (B, N, K), where D = 3 depth_mm and
+            depth_sigma_mm (B, N, K); 0 where there is no box.
+        person_score (B, N): mean + maximum of `score`.
+        present (B, N): bool, where there is a box.
+    `predict_image_flip_test` averages with the mirrored crops.
+
+    Where D = 3, the signature `to_camera` takes, as `serving_default`, image, and
         crop_box_xyxy (B, 4): float32, where the crop lies in the photograph, in its pixels.
         focal_px, centre_px (B, 2): float32, focal length and principal point, x and y, pixels.
         root_depth_mm (B,): float32, of the root joint, along the camera's axis,
@@ -72,6 +85,9 @@ def export_savedmodel(
         image_wh (B, 2): float32, width and height of the photograph in pixels,
     and gives `mu` and `sigma` (B, K, 3), and `keypoints_mm` and `sigma_mm` (B, K, 3), which are
     `mu` and `error` in mm.
+
+    The signature `raw` of both takes `input`, float32 as the regressor itself takes it, and gives
+    `mu` and `log_sigma`.
 
     The graph computes in float32 whatever precision the regressor was trained in, and holds the
     regressor's variables alone. It appears under its number when it is complete, not before.
@@ -135,11 +151,12 @@ def export_savedmodel(
             "tensorflow": tf.__version__,
         },
     }
-    regress = _regress_function(regressor, spread)
+    network = _network(regressor)
     if kind == "image":
-        endpoints = _image_endpoints(regress, image_size, mean, std, dims, skeleton.root)
+        crops = CropFormat(image_size, tuple(mean), tuple(std), box_margin)
+        endpoints = _image_endpoints(network, crops, skeleton, dims, spread)
     else:
-        endpoints = _lifting_endpoints(regress, len(skeleton.joints))
+        endpoints = _lifting_endpoints(network, len(skeleton.joints), spread)
     # Serving passes over names that are not numbers. The graph goes one level deeper because the
     # temporary folder itself is private to this user, which a served model must not be.
     with tempfile.TemporaryDirectory(prefix=".export-", dir=directory) as temporary:
@@ -260,88 +277,149 @@ def _check_crops(
         )
 
 
-def _regress_function(
-    regressor: keras.Model, spread: Sequence[float]
-) -> Callable[[tf.Tensor], tuple[dict[str, tf.Tensor], tf.Tensor]]:
-    """The network's input -> `mu`, `sigma` and `score`, and the error (B, K, D) to be expected."""
+def _network(regressor: keras.Model) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+    """The regressor in float32, traced once for all signatures: input -> `mu`, `log_sigma`."""
     twin = _float32_twin(regressor)
-    spread = tf.constant(spread, tf.float32)
+    signature = [tf.TensorSpec(regressor.input_shape)]
+    return tf.function(lambda network_input: twin(network_input, training=False), signature)
 
-    def regress(network_input):
-        output = twin(network_input, training=False)
-        sigma = tf.exp(output["log_sigma"])
-        score = 1 - tf.reduce_mean(sigma, axis=-1)
-        return {"mu": output["mu"], "sigma": sigma, "score": score}, sigma * spread
 
-    return regress
+def _density(output: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    return {"mu": output["mu"], "sigma": tf.exp(output["log_sigma"])}
+
+
+def _score(sigma: tf.Tensor) -> tf.Tensor:
+    return 1 - tf.reduce_mean(sigma, axis=-1)
 
 
 def _image_endpoints(
-    regress: Callable,
-    image_size: tuple[int, int],
-    mean: Sequence[float],
-    std: Sequence[float],
+    network: Callable[[tf.Tensor], dict[str, tf.Tensor]],
+    crops: CropFormat,
+    skeleton: Skeleton,
     dims: int,
-    root: int | None,
+    spread: Sequence[float],
 ) -> _Endpoints:
-    height, width = image_size
+    height, width = crops.image_size
     size_px = tf.constant([width, height], tf.float32)
-    mean, std = tf.constant(mean, tf.float32), tf.constant(std, tf.float32)
 
-    def regress_crop(image):
-        return regress((tf.cast(image, tf.float32) / 255 - mean) / std)
+    def regress(image, flip_test=False):
+        image = crops.normalise(tf.cast(image, tf.float32))
+        output = _density(network(image))
+        if not flip_test:
+            return output
+        permutation = skeleton.flip_permutation
+        mirrored = _density(network(crops.mirror(image, permutation)))
+        mirrored = flip_back(mirrored, permutation, crops.mirror_shift)
+        return {key: (output[key] + mirrored[key]) / 2 for key in output}
+
+    def depth(mu, error):
+        if dims == 2:
+            return {}
+        return {"depth_mm": mu[..., 2] * DEPTH_MM, "depth_sigma_mm": error[..., 2] * DEPTH_MM}
 
     def serve(image):
-        output, error = regress_crop(image)
-        mu = output["mu"]
-        output["keypoints_px"] = (mu[..., :2] + 0.5) * size_px
-        output["sigma_px"] = error[..., :2] * size_px
-        if dims == 3:
-            output["depth_mm"] = mu[..., 2] * DEPTH_MM
-            output["depth_sigma_mm"] = error[..., 2] * DEPTH_MM
-        return output
+        output = regress(image)
+        mu, error = output["mu"], output["sigma"] * spread
+        return {
+            **output,
+            "score": _score(output["sigma"]),
+            "keypoints_px": (mu[..., :2] + 0.5) * size_px,
+            "sigma_px": error[..., :2] * size_px,
+            **depth(mu, error),
+        }
+
+    def predict_image(image_bytes, boxes_xyxy, flip_test=False):
+        present, image, crop_box_xyxy = crops_of_photographs(image_bytes, boxes_xyxy, crops)
+        # Not every kernel takes an empty batch.
+        nobody = tf.zeros((0, len(skeleton.joints), dims))
+        output = tf.cond(
+            tf.reduce_any(present),
+            lambda: regress(image, flip_test),
+            lambda: {"mu": nobody, "sigma": nobody},
+        )
+        mu, error = output["mu"], output["sigma"] * spread
+        low, high = crop_box_xyxy[:, None, :2], crop_box_xyxy[:, None, 2:]
+        score = _score(output["sigma"])
+        people = {
+            "keypoints_px": low + (mu[..., :2] + 0.5) * (high - low),
+            "sigma_px": error[..., :2] * (high - low),
+            "score": score,
+            "person_score": tf.reduce_mean(score, axis=-1) + tf.reduce_max(score, axis=-1),
+            **depth(mu, error),
+        }
+        rows, shape = tf.where(present), tf.shape(present, tf.int64)
+        return {
+            "present": present,
+            **{
+                name: tf.scatter_nd(
+                    rows, value, tf.concat([shape, tf.shape(value, tf.int64)[1:]], axis=0)
+                )
+                for name, value in people.items()
+            },
+        }
+
+    def predict_image_flip_test(image_bytes, boxes_xyxy):
+        return predict_image(image_bytes, boxes_xyxy, flip_test=True)
 
     def to_camera(image, crop_box_xyxy, focal_px, centre_px, root_depth_mm):
-        output, error = regress_crop(image)
-        mu = output["mu"]
+        output = regress(image)
+        mu, error = output["mu"], output["sigma"] * spread
         low, high = crop_box_xyxy[:, None, :2], crop_box_xyxy[:, None, 2:]
         xy_px = low + (mu[..., :2] + 0.5) * (high - low)
         z_mm = mu[..., 2:] * DEPTH_MM + root_depth_mm[:, None, None]
         mm_per_px = z_mm / focal_px[:, None]
         xyz_mm = tf.concat([(xy_px - centre_px[:, None]) * mm_per_px, z_mm], axis=-1)
         return {
-            "keypoints_mm": xyz_mm - xyz_mm[:, root : root + 1],
+            "keypoints_mm": xyz_mm - xyz_mm[:, skeleton.root : skeleton.root + 1],
             "keypoints_px": xy_px,
             "sigma_mm": tf.concat(
                 [error[..., :2] * (high - low) * mm_per_px, error[..., 2:] * DEPTH_MM], axis=-1
             ),
-            "score": output["score"],
+            "score": _score(output["sigma"]),
         }
 
     image = tf.TensorSpec((None, height, width, 3), tf.uint8, name="image")
-    if dims == 2:
-        return {"serving_default": (serve, [image])}
-    view = [
-        tf.TensorSpec((None, 4), name="crop_box_xyxy"),
-        tf.TensorSpec((None, 2), name="focal_px"),
-        tf.TensorSpec((None, 2), name="centre_px"),
-        tf.TensorSpec((None,), name="root_depth_mm"),
+    photograph = [
+        tf.TensorSpec((None,), tf.string, name="image_bytes"),
+        tf.TensorSpec((None, None, 4), name="boxes_xyxy"),
     ]
-    return {"serving_default": (serve, [image]), "to_camera": (to_camera, [image, *view])}
+    endpoints = {
+        "serving_default": (serve, [image]),
+        "predict_image": (predict_image, photograph),
+        "predict_image_flip_test": (predict_image_flip_test, photograph),
+        "raw": (network, [tf.TensorSpec((None, height, width, 3), name="input")]),
+    }
+    if dims == 3:
+        view = [
+            tf.TensorSpec((None, 4), name="crop_box_xyxy"),
+            tf.TensorSpec((None, 2), name="focal_px"),
+            tf.TensorSpec((None, 2), name="centre_px"),
+            tf.TensorSpec((None,), name="root_depth_mm"),
+        ]
+        endpoints["to_camera"] = (to_camera, [image, *view])
+    return endpoints
 
 
-def _lifting_endpoints(regress: Callable, joints: int) -> _Endpoints:
+def _lifting_endpoints(
+    network: Callable[[tf.Tensor], dict[str, tf.Tensor]], joints: int, spread: Sequence[float]
+) -> _Endpoints:
     def serve(keypoints_px, image_wh):
-        output, error = regress(screen_coordinates(keypoints_px, image_wh))
-        output["keypoints_mm"] = output["mu"] * DEPTH_MM
-        output["sigma_mm"] = error * DEPTH_MM
-        return output
+        output = _density(network(screen_coordinates(keypoints_px, image_wh)))
+        return {
+            **output,
+            "score": _score(output["sigma"]),
+            "keypoints_mm": output["mu"] * DEPTH_MM,
+            "sigma_mm": output["sigma"] * spread * DEPTH_MM,
+        }
 
     inputs = [
         tf.TensorSpec((None, joints, 2), name="keypoints_px"),
         tf.TensorSpec((None, 2), name="image_wh"),
     ]
-    return {"serving_default": (serve, inputs)}
+    return {
+        "serving_default": (serve, inputs),
+        "raw": (network, [tf.TensorSpec((None, joints, 2), name="input")]),
+    }
 
 
 def _write_graph(endpoints: _Endpoints, path: Path) -> None:

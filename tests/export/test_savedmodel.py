@@ -25,6 +25,7 @@ ROOTED = Skeleton("rooted", ("head", "pelvis", "foot"), (), ((0, 1), (1, 2)), (0
 MEAN, STD = (0.406, 0.457, 0.48), (0.9, 1.0, 1.1)
 SPREAD = (0.8, 0.5, 0.25)
 HEIGHT, WIDTH = 16, 12
+ON_IMAGES = {"serving_default", "predict_image", "predict_image_flip_test", "raw"}
 README = Path(__file__).parents[2] / "saved_models" / "README.md"
 
 
@@ -201,6 +202,13 @@ def exported_lifter(lifter, tmp_path_factory):
     return export(lifter, tmp_path_factory.mktemp("models"), ROOTED, spread=SPREAD)
 
 
+def test_raw_is_the_regressor_itself(regressor, exported, lifter, exported_lifter):
+    for model, version in ((regressor, exported), (lifter, exported_lifter)):
+        shape = (2, *model.input_shape[1:])
+        given = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+        assert_same(serve(version, "raw", input=given), model.predict(given, verbose=0))
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 def test_three_dimensions(rooted, exported_3d, batch):
     wanted = expected(rooted, crops(batch), SPREAD)
@@ -315,12 +323,30 @@ def test_signatures_in_three_dimensions(exported_3d, exported_lifter):
             "sigma_mm": spatial,
         },
     )  # fmt: skip
-    assert set(tf.saved_model.load(str(exported_lifter)).signatures) == {"serving_default"}
+    assert interface(exported_3d, "raw") == (
+        {"input": ("float32", None, HEIGHT, WIDTH, 3)},
+        {"mu": spatial, "log_sigma": spatial},
+    )
+    assert interface(exported_lifter, "raw") == (
+        {"input": ("float32", None, 3, 2)},
+        {"mu": spatial, "log_sigma": spatial},
+    )
+    several = {name: (None, *shape) for name, shape in {"joints": joints, "planar": planar}.items()}
+    for name in ("predict_image", "predict_image_flip_test"):
+        assert interface(exported_3d, name) == (
+            {"image_bytes": ("string", None), "boxes_xyxy": ("float32", None, None, 4)},
+            {
+                "present": (None, None), "person_score": (None, None),
+                "score": several["joints"], "keypoints_px": several["planar"],
+                "sigma_px": several["planar"], "depth_mm": several["joints"],
+                "depth_sigma_mm": several["joints"],
+            },
+        )  # fmt: skip
 
 
 def test_signature(exported):
     signatures = tf.saved_model.load(str(exported)).signatures
-    assert set(signatures) == {"serving_default"}
+    assert set(signatures) == ON_IMAGES
     signature = signatures["serving_default"]
     assert signature.structured_input_signature == (
         (),
@@ -362,9 +388,9 @@ def test_compiled_regressor(regressor, tmp_path):
 @pytest.mark.parametrize(
     ("build", "dims", "skeleton", "names"),
     [
-        (tiny_regressor, 2, TRIO, {"serving_default"}),
-        (lambda: tiny_regressor(3), 3, ROOTED, {"serving_default", "to_camera"}),
-        (tiny_lifter, 3, ROOTED, {"serving_default"}),
+        (tiny_regressor, 2, TRIO, ON_IMAGES),
+        (lambda: tiny_regressor(3), 3, ROOTED, ON_IMAGES | {"to_camera"}),
+        (tiny_lifter, 3, ROOTED, {"serving_default", "raw"}),
     ],
     ids=["2d", "3d", "lifter"],
 )
