@@ -1,18 +1,22 @@
 """Predict for a dataset's people, decode to image pixels, score."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from rle_tf.data.crops import CropFormat
 from rle_tf.data.pipeline import evaluation_batches, named_image_errors
 from rle_tf.data.source import UNIT_SPREAD, InputFormat, Poses, Records, Source
 from rle_tf.errors import ModelError
 from rle_tf.skeletons import Skeleton
 
 Output = dict[str, tf.Tensor]
+# Inputs (B, ...) -> {"mu": (B, K, D), "sigma": (B, K, D)}, any B.
+Forward = Callable[[tf.Tensor], Output]
 
 
 def flip_back(output: Output, permutation: tuple[int, ...], shift: float) -> Output:
@@ -34,7 +38,7 @@ def flip_back(output: Output, permutation: tuple[int, ...], shift: float) -> Out
 @lru_cache(maxsize=2)
 def forward_function(
     regressor: keras.Model, skeleton: Skeleton, input_format: InputFormat, flip_test: bool
-) -> Callable[[tf.Tensor], Output]:
+) -> Forward:
     """The regressor's input (B, ...) -> {"mu": (B, K, D), "sigma": (B, K, D)}, any B.
 
     With `flip_test` both are means over the input and its mirror image.
@@ -73,6 +77,45 @@ def check_skeleton(regressor: keras.Model, skeleton: Skeleton) -> None:
         )
 
 
+def pixel_format(input_format: CropFormat) -> CropFormat:
+    """The same crops with RGB 0..255 as they are, what `of_pixels` takes."""
+    return replace(input_format, mean=(0.0,) * 3, std=(1 / 255,) * 3)
+
+
+def of_pixels(forward: Forward) -> Forward:
+    """A function of uint8 crops, as exported models are, as one of `pixel_format`'s floats."""
+    return lambda crops: forward(tf.cast(tf.round(crops), tf.uint8))
+
+
+def predict_outputs(
+    forward: Forward,
+    records: Records,
+    skeleton: Skeleton,
+    input_format: InputFormat,
+    *,
+    batch_size: int = 64,
+    on_batch: Callable[[int], None] | None = None,
+) -> dict[str, np.ndarray]:
+    """{"mu": (N, K, D), "sigma": (N, K, D)} of all people of `records`, row by row.
+
+    Args:
+        forward: Of what `input_format` makes; `of_pixels` where that is a `pixel_format`.
+        on_batch: Called with the number of people of each batch once it is done.
+
+    Raises:
+        DataError: for an image that cannot be used.
+    """
+    batches = evaluation_batches(records, skeleton, input_format, batch_size=batch_size)
+    outputs = []
+    with named_image_errors(records, input_format):
+        for inputs, _ in batches:
+            output = forward(inputs)
+            outputs.append({key: np.asarray(output[key]) for key in ("mu", "sigma")})
+            if on_batch:
+                on_batch(len(inputs))
+    return {key: np.concatenate([output[key] for output in outputs]) for key in outputs[0]}
+
+
 def predict_poses(
     regressor: keras.Model,
     records: Records,
@@ -96,15 +139,10 @@ def predict_poses(
             size.
     """
     forward = forward_function(regressor, skeleton, input_format, flip_test)
-    batches = evaluation_batches(records, skeleton, input_format, batch_size=batch_size)
-    outputs = []
-    with named_image_errors(records, input_format):
-        for inputs, _ in batches:
-            outputs.append({key: value.numpy() for key, value in forward(inputs).items()})
-            if on_batch:
-                on_batch(len(inputs))
-    joined = {key: np.concatenate([output[key] for output in outputs]) for key in outputs[0]}
-    return input_format.decode(joined, records, spread)
+    output = predict_outputs(
+        forward, records, skeleton, input_format, batch_size=batch_size, on_batch=on_batch
+    )
+    return input_format.decode(output, records, spread)
 
 
 def evaluate(

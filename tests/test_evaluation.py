@@ -7,6 +7,7 @@ import tensorflow as tf
 from PIL import Image
 
 from rle_tf.data.crops import CropFormat, decode
+from rle_tf.data.pipeline import evaluation_batches
 from rle_tf.data.source import Records
 from rle_tf.errors import DataError, ModelError
 from rle_tf.evaluation import (
@@ -14,6 +15,9 @@ from rle_tf.evaluation import (
     evaluate,
     flip_back,
     forward_function,
+    of_pixels,
+    pixel_format,
+    predict_outputs,
     predict_poses,
 )
 from rle_tf.models.regressor import build_regressor
@@ -197,6 +201,32 @@ def test_poses_lie_where_the_crops_lie(regressor, records):
     )
     assert np.all(poses.sigmas > 0) and np.all(poses.sigmas < sides[:, None])
     assert np.isfinite(unit).all()
+
+
+def test_a_function_of_uint8_crops_sees_what_the_regressor_sees(regressor, records):
+    forward, seen = forward_function(regressor, COCO17, INPUT, False), []
+
+    def of_uint8(crops):
+        seen.append(crops)
+        return forward(INPUT.normalise(tf.cast(crops, tf.float32)))
+
+    arguments = (records, COCO17, pixel_format(INPUT))
+    found = predict_outputs(of_pixels(of_uint8), *arguments, batch_size=3)
+    wanted = predict_outputs(forward, records, COCO17, INPUT)
+    assert [(crops.dtype, crops.shape[0]) for crops in seen] == [(tf.uint8, n) for n in (3, 3, 1)]
+    assert np.ptp(seen[0]) > 100
+    for key in ("mu", "sigma"):
+        assert found[key].shape == (7, 17, 2)
+        # Half a grey level apart, and so not the same.
+        np.testing.assert_allclose(found[key], wanted[key], rtol=0, atol=0.005)
+        assert not np.array_equal(found[key], wanted[key])
+        assert np.ptp(wanted[key], axis=0).max() > 0.02
+
+
+def test_pixels_keep_their_values(records):
+    crops, _ = next(iter(evaluation_batches(records, COCO17, pixel_format(INPUT), batch_size=7)))
+    normalised, _ = next(iter(evaluation_batches(records, COCO17, INPUT, batch_size=7)))
+    np.testing.assert_allclose(INPUT.normalise(crops), normalised, atol=1e-5)
 
 
 def test_evaluate_scores_every_person(regressor, records):

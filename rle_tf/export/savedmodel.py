@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from importlib.metadata import version as installed_version
@@ -15,6 +16,7 @@ from rle_tf.data.crops import CropFormat
 from rle_tf.errors import ModelError
 from rle_tf.evaluation import flip_back
 from rle_tf.export.photograph import crops_of_photographs
+from rle_tf.export.serving import write_warm_up
 from rle_tf.geometry import DEPTH_MM, screen_coordinates
 from rle_tf.skeletons import Skeleton
 
@@ -39,6 +41,7 @@ def export_savedmodel(
     box_margin: float | None = None,
     spread: Sequence[float] | None = None,
     version: int | None = None,
+    warm_up: bool = False,
 ) -> Path:
     """Writes the regressor as `directory/<version>/`, the layout that TensorFlow Serving reads.
 
@@ -105,6 +108,7 @@ def export_savedmodel(
         spread: (D,) `RealNVP.spread` of the flow that it was trained with, the error to be
             expected at a sigma of 1; by default 1.
         version: 1 or more; by default one more than the highest in `directory`.
+        warm_up: Whether to add the requests with which TensorFlow Serving warms up.
 
     Returns:
         The version's folder.
@@ -125,7 +129,7 @@ def export_savedmodel(
     except (FileExistsError, NotADirectoryError) as error:
         raise ModelError(f"{error.filename}: is a file; expected a folder for models") from error
     if version is None:
-        version = max(_versions(directory), default=0) + 1
+        version = newest_version(directory) + 1
     if version < 1:
         raise ModelError(f"{directory}: found version {version}; expected 1 or more")
     target = directory / str(version)
@@ -153,7 +157,7 @@ def export_savedmodel(
     }
     network = _network(regressor)
     if kind == "image":
-        crops = CropFormat(image_size, tuple(mean), tuple(std), box_margin)
+        crops = CropFormat(image_size, tuple(map(float, mean)), tuple(map(float, std)), box_margin)
         endpoints = _image_endpoints(network, crops, skeleton, dims, spread)
     else:
         endpoints = _lifting_endpoints(network, len(skeleton.joints), spread)
@@ -164,6 +168,9 @@ def export_savedmodel(
         _write_graph(endpoints, complete)
         (complete / _METADATA).parent.mkdir()
         (complete / _METADATA).write_text(json.dumps(metadata, indent=1) + "\n")
+        if warm_up:
+            inputs = {name: specs for name, (_, specs) in endpoints.items()}
+            write_warm_up(complete, directory.resolve().name, inputs)
         try:
             os.rename(complete, target)
         except OSError as error:
@@ -193,10 +200,10 @@ def read_metadata(model_dir: str | Path) -> dict:
     if not model_dir.is_dir():
         raise ModelError(f"{model_dir}: found no such folder; expected an exported model")
     if not path.is_file():
-        versions = sorted(_versions(model_dir))
+        newest = model_dir / str(newest_version(model_dir))
         raise ModelError(
             f"{model_dir}: found no {_METADATA}; expected the folder of a version that rle_tf"
-            " exported" + (f", such as {model_dir / str(versions[-1])}" if versions else "")
+            " exported" + (f", such as {newest}" if newest.is_dir() else "")
         )
     try:
         metadata = json.loads(path.read_text())
@@ -209,8 +216,10 @@ def read_metadata(model_dir: str | Path) -> dict:
     return metadata
 
 
-def _versions(directory: Path) -> list[int]:
-    return [int(entry.name) for entry in directory.iterdir() if entry.name.isdecimal()]
+def newest_version(directory: Path) -> int:
+    """The highest version of a model that is there in any format, 0 where there is none."""
+    found = (re.match(r"\d+(?=$|[-.])", entry.name) for entry in directory.glob("*"))
+    return max((int(match[0]) for match in found if match), default=0)
 
 
 def _check(regressor: keras.Model, skeleton: Skeleton) -> tuple[str, tuple[int, int] | None, int]:

@@ -1,0 +1,153 @@
+"""How long an exported model takes for one crop, each in a process of its own.
+
+    python -m rle_tf.export.latency MODEL THREADS
+
+loads a SavedModel's folder, a .tflite or an .onnx file, and answers each number of runs on its
+standard input by a line of JSON: the milliseconds of each run.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from rle_tf.errors import ModelError
+
+WARM_UP_RUNS = 20
+ROUNDS = 10
+RUNS = 20
+
+
+def measure_latency(
+    models: Sequence[Path], threads: int, rounds: int = ROUNDS, runs: int = RUNS
+) -> list[float]:
+    """The median over all runs, in milliseconds a crop, of each model.
+
+    The models take turns, `runs` runs each, for what else the machine does to meet all alike. Where
+    the system can, each process is bound to as many processor cores as it has threads.
+
+    Raises:
+        ModelError: A model cannot be run; the message ends with what was said.
+    """
+    with ExitStack() as stack:
+        processes = [stack.enter_context(_Process(model, threads)) for model in models]
+        for process in processes:
+            process.run(WARM_UP_RUNS)
+        times = [[] for _ in models]
+        for _ in range(rounds):
+            for process, of_model in zip(processes, times, strict=True):
+                of_model += process.run(runs)
+    return [float(np.median(of_model)) for of_model in times]
+
+
+class _Process:
+    def __init__(self, model: Path, threads: int):
+        self.model = model
+        self.log = tempfile.TemporaryFile()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", __name__, model, str(threads)],
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+        )
+
+    def __enter__(self) -> "_Process":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.process.kill()
+        self.process.communicate()
+        self.log.close()
+
+    def run(self, runs: int) -> list[float]:
+        try:
+            self.process.stdin.write(f"{runs}\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # what it died of is in its log
+        line = self.process.stdout.readline()
+        if not line:
+            self.log.seek(0)
+            reason = "\n".join(self.log.read().decode(errors="replace").splitlines()[-5:])
+            raise ModelError(f"{self.model}: cannot be run; expected an exported model\n{reason}")
+        return json.loads(line)
+
+
+def _bind(threads: int) -> None:
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+
+
+def _crop(shape: Sequence) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (1, *shape[1:]), dtype=np.uint8)
+
+
+def _savedmodel(model: str, threads: int) -> Callable[[], object]:
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
+    loaded = tf.saved_model.load(model)
+    signature = loaded.signatures["serving_default"]
+    crop = _crop(signature.structured_input_signature[1]["image"].shape)
+
+    def run():
+        # With the model, which the signature does not keep.
+        output = loaded.signatures["serving_default"](image=tf.constant(crop))
+        return {name: tensor.numpy() for name, tensor in output.items()}
+
+    return run
+
+
+def _litert(model: str, threads: int) -> Callable[[], object]:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model, num_threads=threads)
+    interpreter.allocate_tensors()
+    (image,) = interpreter.get_input_details()
+    outputs = [detail["index"] for detail in interpreter.get_output_details()]
+    crop = _crop(image["shape"])
+
+    def run():
+        interpreter.set_tensor(image["index"], crop)
+        interpreter.invoke()
+        return [interpreter.get_tensor(index) for index in outputs]
+
+    return run
+
+
+def _onnx(model: str, threads: int) -> Callable[[], object]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = threads
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    crop = _crop(session.get_inputs()[0].shape)
+    return lambda: session.run(None, {"image": crop})
+
+
+def _serve(model: str, threads: int) -> None:
+    _bind(threads)
+    load = {".tflite": _litert, ".onnx": _onnx}.get(Path(model).suffix, _savedmodel)
+    run = load(model, threads)
+    for line in sys.stdin:
+        times = []
+        for _ in range(int(line)):
+            start = time.perf_counter()
+            run()
+            times.append((time.perf_counter() - start) * 1000)
+        print(json.dumps(times), flush=True)
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1], int(sys.argv[2]))

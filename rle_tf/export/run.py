@@ -1,0 +1,115 @@
+"""A training run's regressor in all the formats that are asked for, under one version."""
+
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import keras
+
+from rle_tf.config import RunConfig
+from rle_tf.errors import ModelError
+from rle_tf.export.formats import Format, Precision
+from rle_tf.export.litert import calibration_crops, export_litert
+from rle_tf.export.onnx import export_onnx
+from rle_tf.export.report import deployment_report
+from rle_tf.export.savedmodel import export_savedmodel, newest_version
+from rle_tf.export.serving import write_serving
+from rle_tf.run_folder import RunFolder
+
+
+def export_run(
+    run: RunFolder,
+    config: RunConfig,
+    regressor: keras.Model,
+    out: Path,
+    name: str | None = None,
+    *,
+    formats: Sequence[Format] = (Format.savedmodel, Format.litert),
+    precisions: Sequence[Precision] = (Precision.float32,),
+    serving: bool = False,
+    report: bool = False,
+    on_step: Callable[[str], None] | None = None,
+    on_file: Callable[[Path], None] | None = None,
+) -> list[Path]:
+    """Writes `out/NAME/VERSION`, `VERSION-PRECISION.tflite` with its JSON, and `VERSION.onnx`.
+
+    Args:
+        run: The folder of a training run.
+        config, regressor: What is in it (`RunFolder.load`), or the config with other keys, such as
+            where the data lies now.
+        out: Folder of models.
+        name: The model's; by default the config's.
+        formats: Which of them to write. VERSION is one more than the highest that is there in any
+            format.
+        precisions: Of the LiteRT files. For int8 crops of the config's training people show what
+            activations come to.
+        serving: Also write the warm-up requests and the configuration of TensorFlow Serving.
+        report: Also write `VERSION-report.json`, what `deployment_report` gives.
+        on_step: Called with a line about each step before it begins.
+        on_file: Called with each SavedModel, file and configuration file once it is written.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ModelError: A format cannot hold the regressor; the packages of an extra are not installed;
+            `serving` without a SavedModel; `report` of a lifter.
+        DataError: The images for the calibration cannot be used.
+    """
+    if serving and Format.savedmodel not in formats:
+        raise ModelError("serving: found no SavedModel among the formats; expected one")
+    model_dir = out / (name or config.name)
+    if report and not config.input_format.reads_images:
+        raise ModelError(f"report: found {run.path}, a lifter; expected a model that sees images")
+    say = on_step or (lambda line: None)
+    calibration = None
+    if Format.litert in formats and Precision.int8 in precisions:
+        # First: what is missing is said before anything is written.
+        say("reading crops for the calibration")
+        calibration = calibration_crops(config.open_source("train"), config.input_format)
+    version = newest_version(model_dir) + 1
+    data = config.data
+    crops = {"mean": data.mean, "std": data.std, "box_margin": data.box_margin}
+    written: list[Path] = []
+
+    def add(path: Path) -> None:
+        written.append(path)
+        if on_file:
+            on_file(path)
+
+    files = []
+    with ExitStack() as stack:
+        keep = Format.savedmodel in formats
+        say("tracing the graph")
+        # The other formats are made of a SavedModel, whether or not it stays.
+        saved = export_savedmodel(
+            regressor,
+            model_dir if keep else Path(stack.enter_context(tempfile.TemporaryDirectory())),
+            skeleton=data.source.skeleton,
+            spread=run.spread,
+            version=version,
+            warm_up=serving,
+            **(crops if config.input_format.reads_images else {}),
+        )
+        if keep:
+            add(saved)
+        for precision in precisions if Format.litert in formats else ():
+            say(f"converting to LiteRT, {precision}")
+            crops_if_int8 = calibration if precision == Precision.int8 else None
+            path = model_dir / f"{version}-{precision}.tflite"
+            files.append(export_litert(saved, path, precision, crops_if_int8))
+            add(path)
+        if Format.onnx in formats:
+            say("converting to ONNX")
+            files.append(export_onnx(saved, model_dir / f"{version}.onnx"))
+            add(files[-1])
+        for path in write_serving(model_dir) if serving else ():
+            add(path)
+        if report:
+            measured = deployment_report(run, config, regressor, saved, files, on_step=say)
+            path = model_dir / f"{version}-report.json"
+            path.write_text(json.dumps(measured, indent=1) + "\n")
+            add(path)
+    return written
