@@ -35,7 +35,7 @@ setup(
     # The recipes travel with the package, so that `rle-tf demo` works from anywhere.
     packages=[*find_packages(include=["rle_tf", "rle_tf.*"]), "rle_tf.configs"],
     package_dir={"rle_tf.configs": "configs"},
-    package_data={"rle_tf.configs": ["*.yaml"]},
+    package_data={"rle_tf.configs": ["*.yaml"], "rle_tf.server": ["page/*"]},
     install_requires=[
         "tensorflow>=2.21",
         "keras>=3.15",

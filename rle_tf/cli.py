@@ -1,5 +1,6 @@
-"""`rle-tf demo | train | evaluate | predict | export`."""
+"""`rle-tf demo | train | evaluate | predict | export | serve`."""
 
+import json
 import logging
 import math
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import rich.box
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
@@ -20,6 +22,8 @@ from rich.table import Table
 
 import rle_tf
 from rle_tf.errors import ModelError, RLEError
+from rle_tf.export.formats import Format, Precision
+from rle_tf.server import Options
 
 # TensorFlow's notes on the processor are no news to a user. Before it is imported, which each
 # command does for itself: `--help` answers at once.
@@ -105,7 +109,15 @@ def demo(
     picture = out / "predictions.png"
     draw_people(regressor, people, config, folder.spread).save(picture)
     CONSOLE.print(f"predictions for people it has not seen: {picture}")
-    _export(out, models, None, litert=True)
+    _export(
+        folder,
+        config,
+        regressor,
+        models,
+        None,
+        [Format.savedmodel, Format.litert],
+        [Precision.float32],
+    )
 
 
 @app.command(epilog=_example("train configs/coco_sample.yaml --data-root ~/coco --out runs/sample"))
@@ -142,14 +154,10 @@ def evaluate(
 ) -> None:
     """Scores a trained regressor and writes metrics.json and results.json."""
     _start_tensorflow()
-    from rle_tf.run_folder import RunFolder, load_regressor
+    from rle_tf.run_folder import RunFolder
     from rle_tf.training import evaluate_run
 
-    folder = RunFolder(run)
-    if not folder.config.is_file():
-        raise ModelError(f"{folder.config}: no such file; expected the folder of a training run")
-    config = _config(folder.config, data_root, overrides)
-    regressor = load_regressor(folder.regressor)
+    folder, config, regressor = _run(run, data_root, overrides)
     target = RunFolder(out or run)
     target.path.mkdir(parents=True, exist_ok=True)
     source = config.open_source("val")
@@ -200,18 +208,106 @@ def predict(
     CONSOLE.print(f"{people} people in {len(images)} images: {out / 'predictions.json'}")
 
 
-@app.command(epilog=_example("export runs/demo --out saved_models"))
+@app.command(epilog=_example("export runs/demo --format savedmodel --serving"))
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a training run.")],
     out: Annotated[Path, typer.Option(help="Folder of models.")] = Path("saved_models"),
     name: Annotated[
         str | None, typer.Option(help="The model's name; default: the config's.")
     ] = None,
-    litert: Annotated[bool, typer.Option(help="Also write a .tflite file.")] = True,
+    formats: Annotated[
+        list[Format] | None,
+        typer.Option(
+            "--format", help="May be given several times; default: savedmodel and litert."
+        ),
+    ] = None,
+    precisions: Annotated[
+        list[Precision] | None,
+        typer.Option(
+            "--precision",
+            help="Of a LiteRT file; may be given several times; default: float32. int8 needs the "
+            "images of the config's training people.",
+        ),
+    ] = None,
+    serving: Annotated[
+        bool,
+        typer.Option(
+            "--serving", help="Also write warm-up requests and configuration of TensorFlow Serving."
+        ),
+    ] = False,
+    report: Annotated[
+        bool,
+        typer.Option(
+            "--report",
+            help="Measure what was written: size, latency, and accuracy on the validation people.",
+        ),
+    ] = False,
+    data_root: DataRoot = None,
+    overrides: Overrides = None,
 ) -> None:
-    """Exports the regressor alone, as SavedModel and LiteRT: OUT/NAME/VERSION."""
+    """Exports the regressor alone: OUT/NAME/VERSION, a SavedModel, and other formats beside it."""
     _start_tensorflow()
-    _export(run, out, name, litert)
+    folder, config, regressor = _run(run, data_root, overrides)
+    _export(
+        folder,
+        config,
+        regressor,
+        out,
+        name,
+        formats or [Format.savedmodel, Format.litert],
+        precisions or [Precision.float32],
+        serving,
+        report,
+    )
+
+
+@app.command(epilog=_example("serve saved_models/demo"))
+def serve(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="An exported model or a run folder.")
+    ],
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than the loopback let everybody in.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="TensorFlow Serving's REST port; 0: any.")] = 8501,
+    name: Annotated[
+        str | None, typer.Option(help="What requests call the model; default: its folder's name.")
+    ] = None,
+    queue: Annotated[int, typer.Option(help="Requests under way; past it 503.")] = Options.queue,
+    batch: Annotated[int, typer.Option(help="Crops in one call of the model.")] = Options.batch,
+    batch_wait_ms: Annotated[
+        float, typer.Option(help="How long the first of a batch waits for others.")
+    ] = Options.batch_wait_ms,
+    body_mib: Annotated[int, typer.Option(help="Size of a request; past it 413.")] = (
+        Options.body_bytes >> 20
+    ),
+    images: Annotated[int, typer.Option(help="Images in a request; past it 400.")] = Options.images,
+    boxes: Annotated[int, typer.Option(help="Boxes in an image; past it 400.")] = Options.boxes,
+    client_seconds: Annotated[
+        float, typer.Option(help="How long a client may take to send its request; past it 408.")
+    ] = Options.client_seconds,
+) -> None:
+    """Serves a model for development: TensorFlow Serving's REST API, and a page to try it on."""
+    _start_tensorflow()
+    from rle_tf.export.run import export_run
+    from rle_tf.server import serve
+
+    body = body_mib * 2**20
+    options = Options(
+        queue=queue,
+        queue_bytes=max(body, Options.queue_bytes),
+        body_bytes=body,
+        images=images,
+        boxes=boxes,
+        batch=batch,
+        batch_wait_ms=batch_wait_ms,
+        client_seconds=client_seconds,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        if (model / "config.yaml").is_file():  # a run
+            run = _run(model, None, None)
+            (model,) = export_run(*run, Path(folder), name, formats=[Format.savedmodel])
+        serve(model, options, host=host, port=port, name=name, console=CONSOLE)
 
 
 def main() -> None:
@@ -270,6 +366,17 @@ def _config(recipe: Path, data_root: Path | None, overrides: list[str] | None):
     return load_config(recipe, (overrides or []) + root)
 
 
+def _run(run: Path, data_root: Path | None, overrides: list[str] | None):
+    """The folder of a training run, its config with changes, and its regressor."""
+    from rle_tf.run_folder import RunFolder, load_regressor
+
+    folder = RunFolder(run)
+    if not folder.config.is_file():
+        raise ModelError(f"{folder.config}: no such file; expected the folder of a training run")
+    config = _config(folder.config, data_root, overrides)
+    return folder, config, load_regressor(folder.regressor)
+
+
 def _train(config, out: Path, resume: bool, again: str) -> None:
     from rle_tf.training import train
 
@@ -290,25 +397,48 @@ def _train(config, out: Path, resume: bool, again: str) -> None:
     CONSOLE.print(f"run folder: {out}  (tensorboard --logdir {out})")
 
 
-def _export(run: Path, out: Path, name: str | None, litert: bool) -> None:
-    from rle_tf.export.litert import export_litert
-    from rle_tf.export.savedmodel import export_savedmodel
-    from rle_tf.training import RunFolder
+def _export(
+    run,
+    config,
+    regressor,
+    out: Path,
+    name: str | None,
+    formats: list[Format],
+    precisions: list[Precision],
+    serving: bool = False,
+    report: bool = False,
+) -> None:
+    from rle_tf.export.run import export_run
 
-    folder = RunFolder(run)
-    config, regressor = folder.load()
-    data = config.data
-    crops = {"mean": data.mean, "std": data.std, "box_margin": data.box_margin}
-    version = export_savedmodel(
-        regressor,
-        out / (name or config.name),
-        skeleton=data.source.skeleton,
-        spread=folder.spread,
-        **(crops if config.input_format.reads_images else {}),
-    )
-    CONSOLE.print(f"exported: {version} (SavedModel)")
-    if litert:
-        CONSOLE.print(f"exported: {export_litert(version, version.with_suffix('.tflite'))}")
+    with CONSOLE.status("") as status:
+        *_, last = export_run(
+            run,
+            config,
+            regressor,
+            out,
+            name,
+            formats=formats,
+            precisions=precisions,
+            serving=serving,
+            report=report,
+            on_step=status.update,
+            on_file=lambda path: CONSOLE.print(f"exported: {path}", soft_wrap=True),
+        )
+    if report:
+        _print_report(json.loads(last.read_text()))
+
+
+def _print_report(report: dict) -> None:
+    from rle_tf.export.report import report_table
+
+    header, rows = report_table(report)
+    title = f"{report['people']} people, {report['machine']}; px, mm, sigma: off from Keras"
+    table = Table(title=title, box=rich.box.SIMPLE)
+    for column in header:
+        table.add_column(column, no_wrap=column == "format")
+    for row in rows:
+        table.add_row(*row)
+    CONSOLE.print(table)
 
 
 def _print_scores(scores: dict[str, float], title: str) -> None:

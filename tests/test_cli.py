@@ -37,7 +37,7 @@ def fails(*arguments) -> RLEError:
     return result.exception
 
 
-@pytest.mark.parametrize("verb", ["demo", "train", "evaluate", "predict", "export"])
+@pytest.mark.parametrize("verb", ["demo", "train", "evaluate", "predict", "export", "serve"])
 def test_every_verb_s_help_shows_an_example(verb):
     result = run(verb, "--help")
     assert result.exit_code == 0

@@ -30,6 +30,7 @@ FLOORS = {
     "rle_tf.prediction": 2,
     "rle_tf.drawing": 2,
     "rle_tf.cli": 3,
+    "rle_tf.server": 3,
     "rle_tf.__main__": 3,
     "rle_tf": 3,
 }

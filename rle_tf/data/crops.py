@@ -205,8 +205,10 @@ def cut_crop(image: tf.Tensor, crop_box_xyxy: tf.Tensor, image_size: tuple[int, 
         crop_box_xyxy[2:] - crop_box_xyxy[:2],
     )
     matrix = geometry.crop_affine(centre, size_wh, tf.constant(0.0), image_size)
+    # TensorFlow's optimiser complains of a shape that is read backwards.
+    image_wh = tf.gather(tf.shape(image), (1, 0))
     # Of a photograph of many megapixels, what the crop needs becomes float32 and no more.
-    low, high = _region(matrix, tf.shape(image)[1::-1], image_size)
+    low, high = _region(matrix, image_wh, image_size)
     region = image[low[1] : high[1], low[0] : high[0]]
     return tf.cast(tf.round(_warp_region(region, low, matrix, image_size)), tf.uint8)
 

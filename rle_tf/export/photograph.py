@@ -55,7 +55,7 @@ def crops_of_photographs(
     def cut(photograph):
         data, boxes, row_present, index = photograph
         image = decode_photograph(data, index)
-        last = tf.cast(tf.shape(image)[1::-1], tf.float32) - 1
+        last = tf.cast(tf.gather(tf.shape(image), (1, 0)), tf.float32) - 1
         boxes = tf.clip_by_value(boxes, 0.0, tf.tile(last, [2]))
         inside = tf.reduce_all(boxes[:, 2:] > boxes[:, :2], axis=-1)
         crop_boxes = geometry.crop_boxes(boxes, crops.image_size, crops.box_margin)
@@ -78,6 +78,8 @@ def crops_of_photographs(
             tf.TensorSpec((None, 4)),
             tf.TensorSpec((None,), tf.bool),
         ),
+        # Each holds an image that is decoded, up to 200 MB.
+        parallel_iterations=4,
     )
     _check_boxes(inside | ~present, boxes_xyxy, "a box with an area inside its image")
     return present, tf.boolean_mask(images, present), tf.boolean_mask(crop_boxes, present)
@@ -97,7 +99,7 @@ def decode_photograph(data: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
         data = tf.identity(data)
     wh = tf.cond(
         is_jpeg,
-        lambda: tf.io.extract_jpeg_shape(data)[1::-1],
+        lambda: tf.gather(tf.io.extract_jpeg_shape(data), (1, 0)),
         lambda: tf.io.decode_raw(tf.strings.substr(data, 16, 8), tf.int32, little_endian=False),
     )
     width, height = tf.unstack(tf.cast(tf.ensure_shape(wh, (2,)), tf.int64))

@@ -28,3 +28,20 @@ def rle_tf() -> Callable[..., str]:
         return result.stdout if status == 0 else result.stderr
 
     return run
+
+
+@pytest.fixture(scope="session")
+def small_demo() -> list[str]:
+    """Options that make the demo a matter of seconds; the last one says how many epochs."""
+    settings = (
+        "data.source.train_people=64", "data.source.val_people=24", "train.batch_size=16",
+        "train.drop_epochs=[]", "train.epochs=2",
+    )  # fmt: skip
+    return [option for setting in settings for option in ("--set", setting)]
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory, rle_tf, small_demo) -> tuple[Path, str]:
+    """A folder in which a small demo has run, and what it printed."""
+    folder = tmp_path_factory.mktemp("demo")
+    return folder, rle_tf(folder, "demo", *small_demo)

@@ -14,17 +14,6 @@ import pytest
 from PIL import Image
 
 REPOSITORY = Path(__file__).parents[2]
-SMALL = [
-    "--set", "data.source.train_people=64", "--set", "data.source.val_people=24",
-    "--set", "train.batch_size=16", "--set", "train.drop_epochs=[]", "--set", "train.epochs=2",
-]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory, rle_tf) -> tuple[Path, str]:
-    """A folder in which a small demo has run, and what it printed."""
-    folder = tmp_path_factory.mktemp("demo")
-    return folder, rle_tf(folder, "demo", *SMALL)
 
 
 @pytest.mark.slow
@@ -39,14 +28,14 @@ def test_the_demo_trains_scores_draws_and_exports(demo):
     with Image.open(run / "predictions.png") as picture:
         assert min(picture.size) > 300
     assert (folder / "saved_models/demo/1/saved_model.pb").is_file()
-    assert (folder / "saved_models/demo/1.tflite").is_file()
+    assert (folder / "saved_models/demo/1-float32.tflite").is_file()
 
 
 @pytest.mark.slow
-def test_the_demo_can_be_run_again(demo, rle_tf):
+def test_the_demo_can_be_run_again(demo, small_demo, rle_tf):
     folder, _ = demo
     before = json.loads((folder / "runs/demo/metrics.json").read_text())
-    rle_tf(folder, "demo", *SMALL)
+    rle_tf(folder, "demo", *small_demo)
     assert json.loads((folder / "runs/demo/metrics.json").read_text()) == before
     assert (folder / "saved_models/demo/2").is_dir()
 
@@ -99,10 +88,10 @@ def test_evaluating_with_another_skeleton_is_refused(demo, rle_tf):
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_a_run_that_is_usable_and_goes_on(demo, rle_tf):
+def test_ctrl_c_leaves_a_run_that_is_usable_and_goes_on(demo, small_demo, rle_tf):
     folder, _ = demo
     recipe = REPOSITORY / "configs" / "demo.yaml"
-    small = [*SMALL[:-1], "train.epochs=400", "--set", "data.source.root=runs/demo-data"]
+    small = [*small_demo[:-1], "train.epochs=400", "--set", "data.source.root=runs/demo-data"]
     process = subprocess.Popen(
         [sys.executable, "-m", "rle_tf", "train", recipe, "--out", "cut", *small],
         cwd=folder,

@@ -44,7 +44,7 @@ def test_the_demo_trains_scores_draws_and_exports(demo):
     assert len(json.loads((run / "results.json").read_text())) == 24
     with Image.open(run / "predictions.png") as picture:
         assert picture.width > 3 * 300  # a photograph and two views at least
-    assert (folder / "saved_models/demo3d/1.tflite").is_file()
+    assert (folder / "saved_models/demo3d/1-float32.tflite").is_file()
 
 
 @pytest.mark.slow
