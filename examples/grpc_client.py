@@ -45,11 +45,13 @@ def main() -> None:
     parser.add_argument("--flip-test", action="store_true")
     options = parser.parse_args()
     boxes = options.box or [[0, 0, 1e6, 1e6]]  # clipped to the image: all of it
-    photograph = options.photograph.read_bytes()
     try:
+        photograph = options.photograph.read_bytes()
         answer = predict(options.address, options.model, photograph, boxes, options.flip_test)
     except grpc.RpcError as error:
         raise SystemExit(f"{error.code().name}: {error.details()}") from None
+    except OSError as error:
+        raise SystemExit(str(error)) from None
     # Batched with images of more people, an answer has rows that are nobody.
     for person in np.flatnonzero(answer["present"]):
         print(f"person {person}: score {answer['person_score'][person]:.3f}")

@@ -17,6 +17,18 @@ from ai_edge_litert.interpreter import Interpreter
 from PIL import Image, ImageOps
 
 
+def read(path):
+    """(h, w, 3) uint8 RGB, turned as its EXIF orientation says."""
+    try:
+        with Image.open(path) as image:
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I"):  # 16 bits of grey
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            return np.asarray(image.convert("RGB"))
+    except OSError as error:
+        sys.exit(f"{path}: cannot be read as an image: {error}")
+
+
 def crop_box(box_xyxy, image_size, margin):
     """The person's box, grown to the aspect of the model's input and by the margin it knows."""
     height, width = image_size
@@ -63,11 +75,13 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
 
+    for path in (options.model, options.model.with_suffix(".json"), options.photo):
+        if not path.is_file():
+            sys.exit(f"{path}: no such file")
     about = json.loads(options.model.with_suffix(".json").read_text())
     if about["input"] != "image":
         sys.exit(f"{options.model}: takes {about['input']}; expected a model that takes images")
-    with Image.open(options.photo) as image:
-        photo = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    photo = read(options.photo)
     last = np.array([photo.shape[1] - 1, photo.shape[0] - 1] * 2)
     box = last * [0, 0, 1, 1] if options.box is None else np.clip(options.box, 0, last)
     if not (box[2:] > box[:2]).all():

@@ -9,6 +9,7 @@ import argparse
 import base64
 import json
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def predict(url: str, model: str, photograph: bytes, boxes_xyxy: list, flip_test
     }
     answer = urllib.request.urlopen(
         urllib.request.Request(
-            f"{url}/v1/models/{model}:predict",
+            f"{url}/v1/models/{urllib.parse.quote(model)}:predict",
             json.dumps(request).encode(),
             {"Content-Type": "application/json"},
         ),
@@ -49,11 +50,13 @@ def main() -> None:
     options = parser.parse_args()
     # A box is clipped to its image, so that this one is all of it.
     boxes = options.box or [[0, 0, 1e6, 1e6]]
-    photograph = options.photograph.read_bytes()
     try:
+        photograph = options.photograph.read_bytes()
         answer = predict(options.url, options.model, photograph, boxes, options.flip_test)
     except urllib.error.HTTPError as error:
-        raise SystemExit(json.load(error)["error"]) from None
+        raise SystemExit(error.read().decode(errors="replace")) from None
+    except (OSError, ValueError) as error:  # no such file, nobody answers, no JSON
+        raise SystemExit(str(error)) from None
     # Batched with images of more people, an answer has rows that are nobody.
     for person, present in enumerate(answer["present"]):
         if present:

@@ -22,7 +22,7 @@ from rle_tf.data.source import Poses
 from rle_tf.drawing import draw_poses
 from rle_tf.errors import DataError, ModelError
 from rle_tf.evaluation import flip_back, forward_function
-from rle_tf.export.savedmodel import read_metadata
+from rle_tf.export.savedmodel import load_savedmodel, read_metadata
 from rle_tf.run_folder import RunFolder
 from rle_tf.skeletons import Skeleton
 
@@ -103,7 +103,7 @@ def load_predictor(model: Path | str, flip_test: bool = False) -> Predictor:
 def _from_savedmodel(folder: Path, flip_test: bool) -> Predictor:
     metadata = read_metadata(folder)
     _check_sees_images(metadata["input"] == "image", folder)
-    loaded = tf.saved_model.load(str(folder))
+    loaded = load_savedmodel(folder)
     skeleton = Skeleton(
         name=metadata["skeleton"],
         joints=tuple(metadata["joints"]),
@@ -150,7 +150,10 @@ def read_image(path: Path) -> np.ndarray:
         raise DataError(f"{path}: no such file; expected an image")
     try:
         with Image.open(path) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I"):  # 16 bits of grey, which `convert` would cut at 255
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{path}: cannot be read as an image: {error}") from None
 

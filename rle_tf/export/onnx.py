@@ -27,10 +27,7 @@ def export_onnx(saved_model_dir: str | Path, path: str | Path) -> Path:
         ModelError: The extra `onnx` is not installed, the folder is not a SavedModel, `path` is a
             folder, or the graph cannot be converted.
     """
-    if importlib.util.find_spec("tf2onnx") is None:
-        raise ModelError(
-            "onnx: found no tf2onnx; expected the extra, which `pip install rle-tf[onnx]` installs"
-        )
+    check_onnx_installed()
     import onnx  # of the extra
 
     saved_model_dir, path = Path(saved_model_dir), Path(path)
@@ -56,3 +53,12 @@ def export_onnx(saved_model_dir: str | Path, path: str | Path) -> Path:
             ) from None
         os.replace(complete, path)
     return path
+
+
+def check_onnx_installed() -> None:
+    """ModelError unless the packages of the extra are there."""
+    for package in ("tf2onnx", "onnx"):
+        if importlib.util.find_spec(package) is None:
+            raise ModelError(
+                f"onnx: found no package {package}; expected those of: pip install 'rle-tf[onnx]'"
+            )

@@ -22,7 +22,7 @@ from rle_tf.evaluation import (
 )
 from rle_tf.export.latency import measure_latency
 from rle_tf.export.litert import operators
-from rle_tf.export.savedmodel import read_metadata
+from rle_tf.export.savedmodel import load_savedmodel, read_metadata
 from rle_tf.geometry import DEPTH_MM
 from rle_tf.run_folder import RunFolder, without_nan
 
@@ -134,12 +134,13 @@ def deployment_report(
 
 
 def report_table(report: dict) -> tuple[list[str], list[list[str]]]:
-    """Column names and rows of a table of what `deployment_report` gives."""
+    """Column names and rows of a table of what `deployment_report` gives: px and mm are the mean
+    and the 95th percentile off from Keras, sigma the median and that; ms at 1 and 2 threads."""
     formats = report["formats"]
     shown = [name for name in _SHOWN_SCORES if formats[0]["scores"].get(name) is not None]
     in_3d = formats[0]["deviation_mm"] is not None
-    header = ["format", "MB", *shown, "px: mean, p95", *(["mm: mean, p95"] * in_3d)]
-    header += ["sigma: median, p95", *(f"ms, {n} thread{'s' * (n > 1)}" for n in THREADS)]
+    header = ["format", "MB", *shown, "px", *(["mm"] * in_3d), "sigma"]
+    header += [f"ms, {n}" for n in THREADS]
     rows = []
     for entry in formats:
         name = entry["format"]
@@ -180,7 +181,7 @@ def _file_entry(file: Path) -> dict:
 
 def _savedmodel_forward(folder: Path) -> Forward:
     read_metadata(folder)  # which says what is wrong where it is none of ours
-    loaded = tf.saved_model.load(str(folder))
+    loaded = load_savedmodel(folder)
     return lambda crops: loaded.signatures["serving_default"](image=crops)
 
 

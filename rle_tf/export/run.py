@@ -12,10 +12,10 @@ from rle_tf.config import RunConfig
 from rle_tf.errors import ModelError
 from rle_tf.export.formats import Format, Precision
 from rle_tf.export.litert import calibration_crops, export_litert
-from rle_tf.export.onnx import export_onnx
+from rle_tf.export.onnx import check_onnx_installed, export_onnx
 from rle_tf.export.report import deployment_report
-from rle_tf.export.savedmodel import export_savedmodel, newest_version
-from rle_tf.export.serving import write_serving
+from rle_tf.export.savedmodel import check_model_name, export_savedmodel, newest_version
+from rle_tf.export.serving import check_serving_installed, write_serving
 from rle_tf.run_folder import RunFolder
 
 
@@ -55,14 +55,22 @@ def export_run(
 
     Raises:
         ModelError: A format cannot hold the regressor; the packages of an extra are not installed;
-            `serving` without a SavedModel; `report` of a lifter.
+            `serving` or `report` without a SavedModel; `report` of a lifter; a name that cannot
+            stand in a path and in an address. Nothing is written then.
         DataError: The images for the calibration cannot be used.
     """
-    if serving and Format.savedmodel not in formats:
-        raise ModelError("serving: found no SavedModel among the formats; expected one")
-    model_dir = out / (name or config.name)
+    for wanted, needed in (("serving", serving), ("report", report)):
+        if needed and Format.savedmodel not in formats:
+            raise ModelError(f"{wanted}: found no SavedModel among the formats; expected one")
     if report and not config.input_format.reads_images:
         raise ModelError(f"report: found {run.path}, a lifter; expected a model that sees images")
+    if serving:
+        check_serving_installed()
+    if Format.onnx in formats:
+        check_onnx_installed()
+    name = name or config.name
+    check_model_name(name)
+    model_dir = out / name
     say = on_step or (lambda line: None)
     calibration = None
     if Format.litert in formats and Precision.int8 in precisions:

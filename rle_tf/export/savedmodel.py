@@ -216,6 +216,29 @@ def read_metadata(model_dir: str | Path) -> dict:
     return metadata
 
 
+def check_model_name(name: str) -> None:
+    """ModelError unless a name can stand in a path and in an address as it is."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
+        raise ModelError(
+            f"the model's name: found {name!r}; expected letters of a to z, digits, '.', '_', '-'"
+        )
+
+
+def load_savedmodel(version_dir: str | Path):
+    """The loaded SavedModel, whose `signatures` need it kept.
+
+    Raises:
+        ModelError: if its files are absent, cut or of another kind.
+    """
+    try:
+        return tf.saved_model.load(str(version_dir))
+    except (OSError, LookupError, ValueError, tf.errors.OpError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ModelError(
+            f"{version_dir}: cannot be loaded; expected a whole SavedModel ({reason:.200})"
+        ) from error
+
+
 def newest_version(directory: Path) -> int:
     """The highest version of a model that is there in any format, 0 where there is none."""
     found = (re.match(r"\d+(?=$|[-.])", entry.name) for entry in directory.glob("*"))

@@ -1,5 +1,6 @@
 """What TensorFlow Serving wants beside a SavedModel: warm-up requests and its configuration."""
 
+import importlib.util
 import io
 import json
 from collections.abc import Sequence
@@ -32,14 +33,9 @@ def write_warm_up(
     Raises:
         ModelError: if tensorflow-serving-api is not installed.
     """
-    try:
-        from tensorflow_serving.apis.predict_pb2 import PredictRequest
-        from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog, PredictLog
-    except ModuleNotFoundError as error:
-        raise ModelError(
-            f"warm-up requests: found no package {error.name}; expected tensorflow-serving-api:"
-            " pip install 'rle-tf[serving]'"
-        ) from error
+    check_serving_installed()
+    from tensorflow_serving.apis.predict_pb2 import PredictRequest
+    from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog, PredictLog
 
     with tf.io.TFRecordWriter(str(version_dir / WARM_UP)) as writer:
         for signature, inputs in signatures.items():
@@ -50,6 +46,15 @@ def write_warm_up(
                 request.inputs[spec.name].CopyFrom(tf.make_tensor_proto(_sample(spec)))
             log = PredictionLog(predict_log=PredictLog(request=request))
             writer.write(log.SerializeToString())
+
+
+def check_serving_installed() -> None:
+    """ModelError unless tensorflow-serving-api is there."""
+    if importlib.util.find_spec("tensorflow_serving") is None:
+        raise ModelError(
+            "serving: found no package tensorflow_serving; expected tensorflow-serving-api:"
+            " pip install 'rle-tf[serving]'"
+        )
 
 
 def _sample(spec: tf.TensorSpec) -> np.ndarray:
@@ -87,8 +92,10 @@ def write_serving(model_dir: Path) -> list[Path]:
     }.items():
         path = folder / file
         if not path.exists():
-            text = text.replace("@NAME@", name).replace("@QUOTED@", json.dumps(name))
-            path.write_text(text.replace("@SERVING@", installed_version("tensorflow-serving-api")))
+            # Served by the version whose API is installed.
+            version = installed_version("tensorflow-serving-api")
+            text = text.replace("@NAME@", json.dumps(name)).replace("@VERSION@", version)
+            path.write_text(text)
             written.append(path)
     return written
 
@@ -96,7 +103,7 @@ def write_serving(model_dir: Path) -> list[Path]:
 _MODELS = """\
 model_config_list {
   config {
-    name: @QUOTED@
+    name: @NAME@
     base_path: "/models/model"
     model_platform: "tensorflow"
     # The newest version is served, and a newer one as soon as its folder appears.
@@ -124,11 +131,11 @@ prometheus_config { enable: true, path: "/monitoring/prometheus/metrics" }
 """
 
 _COMPOSE = """\
-# docker compose -f saved_models/@NAME@/serving/compose.yaml up
+# In this folder: docker compose up
 # REST on port 8501, gRPC on 8500, on this machine alone.
 services:
   tf-serving:
-    image: tensorflow/serving:@SERVING@
+    image: tensorflow/serving:@VERSION@
     ports:
       - "127.0.0.1:8500:8500"
       - "127.0.0.1:8501:8501"

@@ -26,6 +26,7 @@ class Options:
         body_bytes: The body of a request; past it 413.
         images: Images in a request; past it 400.
         boxes: Boxes in an image; past it 400.
+        megapixels: Of all photographs in a request, once decoded; past it 400.
         batch: Crops in one call of the model, from as many requests as arrive together. A larger
             request takes several calls.
         batch_wait_ms: How long the first of a batch waits for others.
@@ -38,6 +39,7 @@ class Options:
     body_bytes: int = 32 * 2**20
     images: int = 64
     boxes: int = 64
+    megapixels: int = 64
     batch: int = 32
     batch_wait_ms: float = 2.0
     client_seconds: float = 30.0

@@ -195,7 +195,7 @@ def create_app(model: ServedModel, options: Options) -> FastAPI:
         yield
         service.threads.shutdown()
 
-    app = FastAPI(openapi_url=None, lifespan=lifespan)
+    app = FastAPI(openapi_url=None, lifespan=lifespan, redirect_slashes=False)
     app.state.draining = False
 
     @app.exception_handler(StarletteHTTPException)

@@ -12,7 +12,7 @@ from google.protobuf.json_format import MessageToDict
 from tensorflow.core.protobuf import saved_model_pb2
 
 from rle_tf.errors import ModelError
-from rle_tf.export.savedmodel import read_metadata
+from rle_tf.export.savedmodel import check_model_name, load_savedmodel, read_metadata
 from rle_tf.server import Options
 from rle_tf.server.tensors import Specs, is_free
 
@@ -168,7 +168,7 @@ def load(model: Path, options: Options, name: str | None = None) -> ServedModel:
         name: By default the name of the folder of versions.
 
     Raises:
-        ModelError: It is neither.
+        ModelError: It is neither, it cannot be loaded, or its name cannot stand in an address.
     """
     model = model.resolve()
     if model.is_dir() and not (model / "saved_model.pb").is_file():
@@ -179,8 +179,10 @@ def load(model: Path, options: Options, name: str | None = None) -> ServedModel:
             f"{model}: found no saved_model.pb; expected saved_models/NAME or"
             " saved_models/NAME/VERSION of an exported model"
         )
+    name = name or model.parent.name
+    check_model_name(name)
     metadata = read_metadata(model)
-    loaded = tf.saved_model.load(str(model))
+    loaded = load_savedmodel(model)
     proto = saved_model_pb2.SavedModel.FromString((model / "saved_model.pb").read_bytes())
     signature_defs = {
         key: MessageToDict(
@@ -191,7 +193,7 @@ def load(model: Path, options: Options, name: str | None = None) -> ServedModel:
         for key, definition in sorted(proto.meta_graphs[0].signature_def.items())
     }
     return ServedModel(
-        name=name or model.parent.name,
+        name=name,
         version=int(model.name) if model.name.isdecimal() else 1,
         metadata=metadata,
         signature_defs=signature_defs,

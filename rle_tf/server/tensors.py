@@ -9,13 +9,16 @@ errors here.
 
 import base64
 import binascii
+import io
 import json
+import warnings
 from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, StrictStr, ValidationError
 from pydantic_core import from_json
 
@@ -78,7 +81,8 @@ def read_tensors(body: PredictBody, specs: Specs, options: Options) -> dict[str,
     Args:
         body: The request.
         specs: By the name of each input its shape, (B, ...), and dtype.
-        options: The limits of B, and of a second dimension that the signature leaves free.
+        options: The limits of B, of a second dimension that the signature leaves free, and of
+            photographs.
 
     Returns:
         By name. Strings are arrays of bytes objects.
@@ -99,7 +103,28 @@ def read_tensors(body: PredictBody, specs: Specs, options: Options) -> dict[str,
                 f"{name}: found {array.shape[1]} boxes in an image; expected at most"
                 f" {options.boxes}"
             )
+        if specs[name].dtype == tf.string:
+            megapixels = sum(map(_pixels, array.flat)) / 1e6
+            if megapixels > options.megapixels:
+                raise RequestError(
+                    f"{name}: found {megapixels:.0f} megapixels or more in a request; expected at"
+                    f" most {options.megapixels}"
+                )
     return arrays
+
+
+def _pixels(encoded: bytes) -> int:
+    """Width times height as an image's header states them; 0 where it is none, which the model
+    says in its own words."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's of large images: this is where they end
+            with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG")) as image:
+                return image.width * image.height
+    except Image.DecompressionBombError:
+        return 2 * Image.MAX_IMAGE_PIXELS  # at least: it does not say how many
+    except Exception:  # a header may be wrong in more ways than Pillow foresees
+        return 0
 
 
 def is_free(spec: tf.TensorSpec) -> bool:

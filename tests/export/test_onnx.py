@@ -108,7 +108,7 @@ def test_a_graph_that_onnx_cannot_express(tmp_path):
 
 def test_without_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tf2onnx", None)
-    with pytest.raises(ModelError, match=r"found no tf2onnx; .*pip install rle-tf\[onnx\]"):
+    with pytest.raises(ModelError, match=r"no package tf2onnx; .*pip install 'rle-tf\[onnx\]'"):
         export_onnx(tmp_path, tmp_path / "model.onnx")
 
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from rle_tf import build_regressor, load_predictor
 from rle_tf.export.photograph import MAX_MEGAPIXELS, decode_photograph
 from rle_tf.export.savedmodel import export_savedmodel
-from rle_tf.prediction import predict_images
+from rle_tf.prediction import predict_images, read_image
 from rle_tf.skeletons import COCO17, H36M18
 
 SIZE = (64, 32)
@@ -205,6 +205,19 @@ def test_kinds_of_jpeg(mode, options):
 def test_kinds_of_png(mode):
     data = encode(picture().convert(mode), "PNG")
     np.testing.assert_array_equal(decoded(data), displayed(data))
+
+
+def test_sixteen_bits_of_grey(exported, model, tmp_path):
+    """Pillow alone would cut them at 255."""
+    grey = np.asarray(picture().convert("L")).astype(np.uint16) * 257
+    path = tmp_path / "a.png"
+    Image.fromarray(grey).save(path)
+    image = read_image(path)
+    np.testing.assert_array_equal(decoded(path.read_bytes()), image)
+    assert len(np.unique(image)) > 100
+    poses = load_predictor(exported)(image, np.clip(BOXES, 0, [199, 259, 199, 259]))
+    found = predict(model, [path.read_bytes()], [BOXES])
+    np.testing.assert_allclose(found["keypoints_px"][0], poses.keypoints, atol=0.02)
 
 
 def png_header(width: int, height: int) -> bytes:

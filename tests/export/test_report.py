@@ -131,7 +131,7 @@ def test_report_is_json_and_a_table(report):
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     header, rows = report_table(report)
     assert {len(row) for row in rows} == {len(header)}
-    assert header[:4] == ["format", "MB", "AP", "PCK@0.1"] and header[-1] == "ms, 2 threads"
+    assert header[:4] == ["format", "MB", "AP", "PCK@0.1"] and header[-1] == "ms, 2"
     names = ["Keras", "SavedModel", "LiteRT float32", "LiteRT int8", "ONNX"]
     assert [row[0] for row in rows] == names
     # Keras is what the others deviate from.
@@ -169,7 +169,7 @@ def test_depths_have_millimetres(tmp_path):
     # Without the root's, which is 1e-9 by definition.
     assert report["formats"][2]["deviation_sigma"]["p95"] < 1
     header, rows = report_table(report)
-    assert "mm: mean, p95" in header and "MPJPE" in header
+    assert "mm" in header and "MPJPE" in header
     assert {len(row) for row in rows} == {len(header)}
 
 

@@ -5,6 +5,7 @@ Requests go to the SavedModel through stand-ins that speak the same protocols, a
 """
 
 import base64
+import importlib.util
 import json
 import os
 import shutil
@@ -237,18 +238,23 @@ def test_clients_as_programs(addresses, photograph, poses, client, tmp_path):
     failed = run(tmp_path / "a.txt")
     assert failed.returncode == 1
     assert "found no JPEG or PNG" in failed.stderr and "Traceback" not in failed.stderr
+    failed = run(tmp_path / "absent.jpg")
+    assert "absent.jpg" in failed.stderr and "Traceback" not in failed.stderr
 
 
-def test_crops_as_protos(version):
+def test_crops_over_grpc(addresses, version):
     crops = np.random.default_rng(0).integers(0, 256, (3, 64, 32, 3), np.uint8)
     request = PredictRequest()
-    request.model_spec.signature_name = "serving_default"
+    request.model_spec.name, request.model_spec.signature_name = NAME, "serving_default"
     request.inputs["image"].CopyFrom(tf.make_tensor_proto(crops))
-    request = PredictRequest.FromString(request.SerializeToString())
-    outputs = LoadedModel(version).Predict(request).outputs
-    assert tf.make_ndarray(outputs["keypoints_px"]).shape == (3, 17, 2)
-    # Four zeros are one request that anybody could send, with no people in it.
-    assert {output.dtype for output in outputs.values()} == {tf.float32.as_datatype_enum}
+    with grpc.insecure_channel(addresses[0]) as channel:
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        outputs = stub.Predict(request, timeout=60).outputs
+    loaded = tf.saved_model.load(str(version))
+    wanted = loaded.signatures["serving_default"](image=tf.constant(crops))
+    assert set(outputs) == set(wanted)
+    for name, value in wanted.items():
+        np.testing.assert_allclose(tf.make_ndarray(outputs[name]), value, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -269,7 +275,10 @@ def test_warm_up_requests_run_every_signature(version, tmp_path, dims):
 
 
 def test_warm_up_without_its_package(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "tensorflow_serving.apis.predict_pb2", None)
+    find, absent = importlib.util.find_spec, "tensorflow_serving"
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == absent else find(name)
+    )
     with pytest.raises(ModelError, match=r"pip install 'rle-tf\[serving\]'"):
         export(tmp_path / "m")
     assert list((tmp_path / "m").iterdir()) == []

@@ -1,5 +1,6 @@
 """Many requests in one call of the model, none of which notices."""
 
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -66,7 +67,7 @@ def test_numbers_of_boxes_between_powers_of_two_share_a_batch(tiny, encoded):
     signature = load(tiny, Options(batch_wait_ms=300, batch=64)).signatures["predict_image"]
     requests = [request(encoded, seed, images=1, boxes=3 + seed % 2) for seed in range(6)]
     answers = together(signature, requests)
-    assert max(rows for _, rows in answers) > 1
+    assert max(rows for _, rows in answers) > 3  # three of them have three boxes
     for arrays, (outputs, _) in zip(requests, answers, strict=True):
         assert outputs["person_score"].shape == arrays["boxes_xyxy"].shape[:2]
 
@@ -95,9 +96,31 @@ def test_the_newest_version_of_a_folder_is_loaded(tiny, tmp_path):
     (tmp_path / "hands").mkdir()
     for version in ("9", "10"):
         (tmp_path / "hands" / version).symlink_to(tiny)
+    assert load(tmp_path / "hands", Options()).version == 10
     assert load(tiny.parent, Options()).version == 3
     found = load(tiny, Options(), name="other")
     assert (found.name, found.version) == ("other", 3)
+
+
+@pytest.mark.parametrize("damage", ["cut", "junk", "gone"])
+def test_a_broken_model_is_named(exported, tmp_path, damage):
+    folder = tmp_path / "broken" / "1"
+    shutil.copytree(exported, folder)
+    data = folder / "variables" / "variables.data-00000-of-00001"
+    match damage:
+        case "cut":
+            data.write_bytes(data.read_bytes()[:1000])
+        case "junk":
+            (folder / "saved_model.pb").write_bytes(b"junk")
+        case "gone":
+            shutil.rmtree(data.parent)
+    with pytest.raises(ModelError, match="broken/1: cannot be loaded; expected a whole SavedModel"):
+        load(folder, Options())
+
+
+def test_a_name_that_no_address_can_hold(tiny):
+    with pytest.raises(ModelError, match="name: found 'we ird'; expected letters"):
+        load(tiny, Options(), name="we ird")
 
 
 @pytest.mark.parametrize("folder", ["absent", "empty"])

@@ -165,6 +165,14 @@ def damaged_images(draw, images):
     return bytes(data[: draw(st.integers(0, len(data)) | st.just(len(data)))])
 
 
+ODD_BOXES = st.lists(
+    st.lists(
+        st.floats(width=32) | st.sampled_from([0, 39, 1e38, -1e38, 1e-38]), min_size=4, max_size=4
+    ),
+    max_size=3,
+)
+
+
 def fuzz_images(exported, serving, photograph, examples: int) -> None:
     """The decoder of a real export, which sees what its sender likes."""
     figure = Image.effect_noise((40, 30), 60).convert("RGB")
@@ -184,13 +192,15 @@ def fuzz_images(exported, serving, photograph, examples: int) -> None:
             max_examples=examples, deadline=None, database=None, derandomize=True,
             suppress_health_check=list(HealthCheck),
         )  # fmt: skip
-        @given(damaged_images(images))
-        def check(data):
-            instances = [photograph([[0, 0, 20, 20]], data)]
+        @given(st.just(images[0]) | damaged_images(images), st.just([[0, 0, 20, 20]]) | ODD_BOXES)
+        def check(data, boxes):
+            instances = [photograph(boxes, data)]
             body = json.dumps({"signature_name": "predict_image", "instances": instances})
             answer = client.post("/v1/models/resnet:predict", content=body)
             codes[answer.status_code] = codes.get(answer.status_code, 0) + 1
-            assert answer.status_code in (200, 400), (data, answer.text)
+            assert answer.status_code in (200, 400), (data, boxes, answer.text)
+            if answer.status_code == 200:
+                assert "NaN" not in answer.text and "Infinity" not in answer.text
 
         check()
         print(codes)

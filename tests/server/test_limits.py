@@ -70,6 +70,18 @@ def test_a_body_of_the_largest_size(client):
     assert client.post(PATH, content=text + " " * (100_000 - len(text))).status_code == 200
 
 
+def test_many_megapixels(tiny, serving, photograph, encoded):
+    """Black images are small to send and large to decode."""
+    with serving(tiny, Options(megapixels=2)) as server, server.client as client:
+        black = encoded(0, (1000, 900), "PNG")
+        for count, status in ((2, 200), (3, 400)):
+            body = {"signature_name": "predict_image",
+                    "instances": [photograph([[0, 0, 9, 9]], black)] * count}  # fmt: skip
+            answer = client.post(PATH, json=body)
+            assert answer.status_code == status, answer.text
+        assert "found 3 megapixels or more in a request; expected at most 2" in answer.text
+
+
 def test_many_images_and_boxes(client, photograph):
     for instances, words in (
         ([photograph([[0, 0, 1, 1]])] * 4, "found 4 images; expected 1 to 3"),

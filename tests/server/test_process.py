@@ -55,8 +55,9 @@ def test_a_signal_ends_it_when_it_has_answered(
         assert "what had been accepted has been answered" in server.process.stdout.read()
 
 
-def test_it_listens_on_the_loopback(server):
-    assert server.host == "127.0.0.1"
+def test_it_listens_on_the_loopback(exported, serving_process):
+    with serving_process(exported) as server:
+        assert server.url.startswith("http://127.0.0.1:")
 
 
 def test_an_address_in_use_is_said_before_the_model_is_loaded(tmp_path):
@@ -106,7 +107,11 @@ def test_an_exported_model_is_served(exported, serving, photograph, encoded):
         huge[16:24] = (30_000).to_bytes(4, "big") * 2
         for boxes, data, words in (
             ([[0, 0, 9, 9]], b"no image", "image_bytes[0]: found no JPEG or PNG"),
-            ([[0, 0, 9, 9]], bytes(huge), "found an image of 30000 x 30000 pixels; expected at"),
+            (
+                [[0, 0, 9, 9]],
+                bytes(huge),
+                "found an image of 30000 x 30000 pixels; expected at",
+            ),
             ([[500, 500, 600, 600]], None, "boxes_xyxy[0, 0]: found [500 500 600 600]"),
             ([[0, 0, 9, 9], [9, 9, 1, 1]], None, "boxes_xyxy[0, 1]: found [9 9 1 1]"),
             ([[0, 0, float("nan"), 9]], None, "boxes_xyxy[0, 0]: found [0 0 nan 9]"),

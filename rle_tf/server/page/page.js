@@ -222,7 +222,7 @@ function drawBox([left, top, right, bottom], name, thickness) {
 // As rle_tf.drawing does: ellipses of two and of one sigma, bones with a dark casing, joints.
 function drawPerson(index) {
   const points = answer.keypoints_px[index], sigmas = answer.sigma_px[index];
-  const [left, top, right, bottom] = answer.boxes[index] ?? [0, 0, canvas.width, canvas.height];
+  const [left, top, right, bottom] = answer.boxes[index] ?? [0, 0, photo.bitmap.width, photo.bitmap.height];
   const extent = ratio() * Math.hypot(right - left, bottom - top);
   const bounds = [1.6 * devicePixelRatio, 0.01 * Math.max(canvas.width, canvas.height)];
   const line = Math.max(bounds[0], Math.min(0.01 * extent, bounds[1]));
