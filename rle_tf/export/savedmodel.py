@@ -320,6 +320,16 @@ def _density(output: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     return {"mu": output["mu"], "sigma": tf.exp(output["log_sigma"])}
 
 
+def _checked(values: tf.Tensor, sound: tf.Tensor, sentence: str) -> tf.Tensor:
+    """The values; where the graph runs and they are not all sound it fails with the sentence.
+
+    LiteRT and ONNX leave such a check out.
+    """
+    check = tf.debugging.Assert(tf.reduce_all(sound), [f"rle_tf: {sentence}"])
+    with tf.control_dependencies([check]):
+        return tf.identity(values)
+
+
 def _score(sigma: tf.Tensor) -> tf.Tensor:
     return 1 - tf.reduce_mean(sigma, axis=-1)
 
@@ -394,6 +404,11 @@ def _image_endpoints(
         return predict_image(image_bytes, boxes_xyxy, flip_test=True)
 
     def to_camera(image, crop_box_xyxy, focal_px, centre_px, root_depth_mm):
+        focal_px = _checked(
+            focal_px,
+            tf.math.is_finite(focal_px) & (focal_px > 0),
+            "focal_px: found a length that is not above 0; expected pixels",
+        )
         output = regress(image)
         mu, error = output["mu"], output["sigma"] * spread
         low, high = crop_box_xyxy[:, None, :2], crop_box_xyxy[:, None, 2:]
@@ -436,6 +451,16 @@ def _lifting_endpoints(
     network: Callable[[tf.Tensor], dict[str, tf.Tensor]], joints: int, spread: Sequence[float]
 ) -> _Endpoints:
     def serve(keypoints_px, image_wh):
+        keypoints_px = _checked(
+            keypoints_px,
+            tf.math.is_finite(keypoints_px),
+            "keypoints_px: found a number that is not finite; expected pixels",
+        )
+        image_wh = _checked(
+            image_wh,
+            tf.math.is_finite(image_wh) & (image_wh > 0),
+            "image_wh: found a size that is not above 0; expected width and height in pixels",
+        )
         output = _density(network(screen_coordinates(keypoints_px, image_wh)))
         return {
             **output,

@@ -102,6 +102,13 @@ def test_what_it_cannot_do_is_said(folder, tmp_path):
     process = run(folder, "photo.png", "--box", "90", "20", "40", "80")
     assert process.returncode == 1 and "--box: found [90.0, 20.0, 40.0, 80.0]" in process.stderr
     about = json.loads((folder / "1-float32.json").read_text())
+    process = run(tmp_path, str(folder / "photo.png"))
+    assert process.returncode == 1 and process.stderr == "1-float32.tflite: no such file\n"
+    (tmp_path / "1-float32.tflite").touch()
     (tmp_path / "1-float32.json").write_text(json.dumps({**about, "input": "keypoints"}))
     process = run(tmp_path, str(folder / "photo.png"))
     assert process.returncode == 1 and "takes keypoints; expected" in process.stderr
+    (tmp_path / "1-float32.json").write_text(json.dumps(about))
+    (tmp_path / "photo.png").write_text("no image")
+    process = run(tmp_path, "photo.png")
+    assert process.returncode == 1 and "photo.png: cannot be read as an image" in process.stderr

@@ -286,6 +286,21 @@ def test_lifter_equals_keras(lifter, exported_lifter, detections, batch):
     assert_same(serve(exported_lifter, **given), wanted, atol=2e-3)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("keypoints_px", np.nan), ("image_wh", 0.0), ("image_wh", np.inf), ("focal_px", 0.0)],
+)
+def test_no_nan_comes_of_bad_numbers(exported_lifter, exported_3d, detections, views, name, value):
+    if name == "focal_px":
+        version, signature, given = exported_3d, "to_camera", {"image": crops(2), **views(2)}
+    else:
+        version, signature, given = exported_lifter, "serving_default", detections(2, 3)
+    serve(version, signature, **given)
+    given[name].flat[1] = value
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"rle_tf: {name}: found a "):
+        serve(version, signature, **given)
+
+
 def test_signatures_in_three_dimensions(exported_3d, exported_lifter):
     def interface(version, name):
         signature = tf.saved_model.load(str(version)).signatures[name]
