@@ -30,6 +30,7 @@ from rle_tf.data.coco import CocoSource
 from rle_tf.data.crops import CropFormat
 from rle_tf.data.h36m import H36mSource
 from rle_tf.data.lifting import KeypointFormat
+from rle_tf.data.lsp import LspSource
 from rle_tf.data.mix import MixSource
 from rle_tf.data.mpii import MpiiSource
 from rle_tf.data.pipeline import usable_rows
@@ -37,10 +38,10 @@ from rle_tf.data.source import InputFormat, Source
 from rle_tf.data.synthetic import Synthetic3DSource, SyntheticSource
 from rle_tf.errors import ConfigError
 from rle_tf.flow import RealNVP
-from rle_tf.losses import L1Loss, PoseLoss, RLELoss
+from rle_tf.losses import DensityLoss, L1Loss, L2Loss, PoseLoss, RLELoss
 from rle_tf.models.lifting import build_lifter
 from rle_tf.models.regressor import BACKBONES, HEADS, build_regressor
-from rle_tf.skeletons import COCO17, H36M18, MPII16, Skeleton
+from rle_tf.skeletons import COCO17, H36M18, LSP14, MPII16, Skeleton
 
 Split = Literal["train", "val"]
 Boxes = Literal["ground_truth", "detections"]
@@ -219,6 +220,38 @@ class MpiiData(FolderData):
         return MpiiSource(annotations, folder)
 
 
+class LspData(Section):
+    """Leeds Sports Pose extended, which has no split of its own.
+
+    Attributes:
+        root: Its folder.
+        joints, images: The file `joints.mat` and the folder of photographs, relative to the root.
+        train, val: The first and the last photograph of each split, from 1, both included.
+    """
+
+    kind: Literal["lsp"] = "lsp"
+    root: str
+    joints: str = "joints.mat"
+    images: str = "images"
+    train: tuple[int, int]
+    val: tuple[int, int]
+
+    @property
+    def skeleton(self) -> Skeleton:
+        return LSP14
+
+    def open(self, wanted: Wanted) -> Source:
+        """The people of a split; errors as `CocoData.open`."""
+        if wanted.boxes == "detections":
+            raise ConfigError(
+                "evaluate.boxes: 'detections' is not for LSP, whose people have no boxes but those "
+                "of their joints; expected ground_truth"
+            )
+        root = Path(self.root).expanduser()
+        first, last = {"train": self.train, "val": self.val}[wanted.split]
+        return LspSource(root / self.joints, root / self.images, first, last)
+
+
 class SyntheticData(Section):
     """Rendered people, written to disk before they are first read.
 
@@ -286,7 +319,9 @@ class SyntheticData(Section):
         return Synthetic3DSource(root, wanted.split, **people, images=self.images)
 
 
-Single = Annotated[CocoData | H36mData | MpiiData | SyntheticData, Field(discriminator="kind")]
+Single = Annotated[
+    CocoData | H36mData | LspData | MpiiData | SyntheticData, Field(discriminator="kind")
+]
 
 
 class MixData(Section):
@@ -335,7 +370,8 @@ class DataConfig(Section):
     """
 
     source: Annotated[
-        CocoData | H36mData | MpiiData | SyntheticData | MixData, Field(discriminator="kind")
+        CocoData | H36mData | LspData | MpiiData | SyntheticData | MixData,
+        Field(discriminator="kind"),
     ]
     image_size: tuple[Side, Side] = (256, 192)
     mean: tuple[float, float, float] = (0.406, 0.457, 0.480)
@@ -427,6 +463,24 @@ class L1LossConfig(Section):
         return L1Loss()
 
 
+class L2LossConfig(Section):
+    """The squared error of the mean; sigma is not trained."""
+
+    kind: Literal["l2"] = "l2"
+
+    def build(self, dims: int) -> PoseLoss:
+        return L2Loss()
+
+
+class DensityLossConfig(Section):
+    """The likelihood under a simple density whose scale is learned, without a flow."""
+
+    kind: Literal["laplace", "gaussian"]
+
+    def build(self, dims: int) -> PoseLoss:
+        return DensityLoss(self.kind)
+
+
 class TrainConfig(Section):
     """How it is trained: Adam, with a learning rate that drops in steps.
 
@@ -485,7 +539,9 @@ class RunConfig(Section):
         Annotated[ModelConfig, Tag("image")] | Annotated[LiftingConfig, Tag("lifting")],
         Discriminator(_model_kind),
     ]
-    loss: Annotated[RLELossConfig | L1LossConfig, Field(discriminator="kind")] = RLELossConfig()
+    loss: Annotated[
+        RLELossConfig | L1LossConfig | L2LossConfig | DensityLossConfig, Field(discriminator="kind")
+    ] = RLELossConfig()
     train: TrainConfig
     evaluate: EvaluateConfig = EvaluateConfig()
 

@@ -51,10 +51,8 @@ class PoseEstimator(keras.Model):
 
     @property
     def spread(self) -> np.ndarray:
-        """(D,) `RealNVP.spread` of the flow; NaN without one, where sigma is not trained."""
-        if self.flow is None:
-            return np.full(self.regressor.output["mu"].shape[-1], np.nan)
-        return self.flow.spread()
+        """(D,) what one sigma is worth, `PoseLoss.spread`; NaN where sigma is not trained."""
+        return self.loss.spread(self.regressor.output["mu"].shape[-1])
 
     def build(self, input_shape) -> None:
         self.built = True

@@ -15,6 +15,7 @@ its joints and coordinates; `reduction` is that of `keras.losses.Loss`.
 import math
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from rle_tf.errors import ModelError
@@ -38,6 +39,10 @@ class PoseLoss(keras.losses.Loss):
 
     def __init__(self, name: str, reduction: str | None):
         super().__init__(name=name, reduction=reduction, dtype="float32")
+
+    def spread(self, dims: int) -> np.ndarray:
+        """(dims,) what one sigma is worth, as in `RealNVP.spread`; NaN where none is trained."""
+        return np.full(dims, np.nan)
 
     def _supervised_error(self, target, output):
         """`keypoints - mu` with 0 where the weight is 0, the weight, and what is known (B, K, D).
@@ -82,6 +87,35 @@ class L1Loss(PoseLoss):
         return tf.reduce_sum(weight * tf.abs(error) + untrained, axis=[1, 2])
 
 
+@keras.saving.register_keras_serializable(package="rle_tf")
+class L2Loss(PoseLoss):
+    """The paper's l2 baseline, a Gaussian of constant variance: `sum_d weight * (target - mu)^2`,
+    (B,).
+
+    `log_sigma` gets a gradient of 0: its head stays as it was initialised.
+
+    Raises (when called):
+        ModelError: the shapes of target and `mu` differ.
+    """
+
+    def __init__(self, reduction: str | None = "sum_over_batch_size", name: str = "l2_loss"):
+        super().__init__(name, reduction)
+
+    def call(self, target, output):
+        error, weight, _ = self._supervised_error(target, output)
+        untrained = 0.0 * output["log_sigma"]
+        return tf.reduce_sum(weight * tf.square(error) + untrained, axis=[1, 2])
+
+
+def _inverse_sigma(error, log_sigma):
+    """1 / sigma, with sigma raised to where `MAX_RESIDUAL` and `MIN_SIGMA` hold."""
+    # A sigmoid's sigma underflows long before log_sigma does. Clipping would stop the gradient
+    # just where sigma has to grow; adding a constant does not, and inside the bounds it adds 0.
+    log_error = tf.math.log(tf.maximum(tf.abs(error), 1e-30))
+    log_least = tf.maximum(log_error - math.log(MAX_RESIDUAL), math.log(MIN_SIGMA))
+    return tf.exp(-(log_sigma + tf.stop_gradient(tf.maximum(log_least - log_sigma, 0.0))))
+
+
 def _laplace(residual):
     return tf.abs(residual) + math.log(2)
 
@@ -98,6 +132,51 @@ def _official_laplace(residual, inverse_sigma):
 # -log Q of the normalised residual, one coordinate.
 _BASES = {"laplace": _laplace, "gaussian": _gaussian}
 _CONVENTIONS = ("paper", "official")
+# 68.27 % quantile of |r| under Q, as `RealNVP.spread` has it.
+_SPREADS = {"laplace": -math.log(1 - 0.6827), "gaussian": 1.0}
+
+
+@keras.saving.register_keras_serializable(package="rle_tf")
+class DensityLoss(PoseLoss):
+    """Maximum likelihood under a simple density whose scale is learned, without a flow: the paper's
+    baselines of learned variance. With r = (target - mu) / sigma
+
+        sum_d weight * (-log Q(r_d) + log sigma_d), (B,)
+
+    which is `RLELoss` in the paper's convention with G = 1; the same values and gradients are
+    finite.
+
+    Args:
+        base: Q, "laplace" or "gaussian".
+        reduction: that of `keras.losses.Loss`.
+        name: name of the loss.
+
+    Raises:
+        ModelError: unknown `base`; when called, the shapes of target and output differ.
+    """
+
+    def __init__(
+        self,
+        base: str = "laplace",
+        reduction: str | None = "sum_over_batch_size",
+        name: str = "density_loss",
+    ):
+        if base not in _BASES:
+            raise ModelError(f"DensityLoss: base is {base!r}, expected one of {', '.join(_BASES)}")
+        super().__init__(name, reduction)
+        self.base = base
+
+    def spread(self, dims):
+        return np.full(dims, _SPREADS[self.base])
+
+    def call(self, target, output):
+        error, weight, _ = self._supervised_error(target, output)
+        log_sigma = tf.where(weight != 0, output["log_sigma"], 0.0)
+        residual = error * _inverse_sigma(error, log_sigma)
+        return tf.reduce_sum(weight * (_BASES[self.base](residual) + log_sigma), axis=[1, 2])
+
+    def get_config(self):
+        return {"base": self.base, **super().get_config()}
 
 
 @keras.saving.register_keras_serializable(package="rle_tf")
@@ -176,6 +255,9 @@ class RLELoss(PoseLoss):
         self.base = base
         self.convention = convention
 
+    def spread(self, dims):
+        return self.flow.spread()
+
     def call(self, target, output):
         error, weight, known = self._supervised_error(target, output)
         if error.shape[-1] != self.flow.dims:
@@ -184,12 +266,7 @@ class RLELoss(PoseLoss):
                 f"expected (B, K, {self.flow.dims}) for a flow of {self.flow.dims} dimensions"
             )
         log_sigma = tf.where(weight != 0, output["log_sigma"], 0.0)
-        # A sigmoid's sigma underflows long before log_sigma does. Clipping would stop the gradient
-        # just where sigma has to grow; adding a constant does not, and inside the bounds it adds 0.
-        log_error = tf.math.log(tf.maximum(tf.abs(error), 1e-30))
-        log_least = tf.maximum(log_error - math.log(MAX_RESIDUAL), math.log(MIN_SIGMA))
-        raised = log_sigma + tf.stop_gradient(tf.maximum(log_least - log_sigma, 0.0))
-        inverse_sigma = tf.exp(-raised)
+        inverse_sigma = _inverse_sigma(error, log_sigma)
         residual = error * inverse_sigma
 
         if self.convention == "paper":

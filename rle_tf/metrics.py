@@ -192,6 +192,58 @@ def coverage(
     return float((error_px <= factor * sigma_px).mean())
 
 
+def torso_scores(
+    predicted_px: ArrayLike,
+    target_px: ArrayLike,
+    sigma_px: ArrayLike,
+    labelled: ArrayLike,
+    joints: Sequence[str],
+    torso: tuple[int, int],
+) -> dict[str, float]:
+    """How far joints are off in torsos, as Leeds Sports Pose is scored (Yang and Ramanan,
+    "Articulated human detection with flexible mixtures of parts", PAMI 2013).
+
+    Args:
+        predicted_px, target_px, sigma_px: (N, K, 2) x and y in image pixels.
+        labelled: (N, K) bool, the joints that count.
+        joints: K names.
+        torso: The two joints whose distance is the length; people who lack one count in `error_px`
+            and `within_*_sigma` alone.
+
+    Returns:
+        `"PCK@0.2"`, `"PCK@0.1"`: share of the joints off by at most that share of the torso;
+        `"AUC"`: mean of that share at 0, 0.01, ..., 0.2 torsos; `"error_torso"`: mean error in
+        torsos; `"error_px"`; `"within_1_sigma"` and `"within_2_sigma"`: `coverage`;
+        `"PCK@0.2/NAME"` of each joint. NaN where nothing is labelled.
+    """
+    labelled = np.asarray(labelled, bool)
+    target_px = np.where(labelled[..., None], np.asarray(target_px, float), 0)
+    difference_px = np.where(labelled[..., None], np.asarray(predicted_px, float) - target_px, 0)
+    error_px = np.linalg.norm(difference_px, axis=-1)
+    length_px = np.linalg.norm(target_px[:, torso[0]] - target_px[:, torso[1]], axis=-1)
+    measured = labelled[:, torso[0]] & labelled[:, torso[1]] & (length_px > 0)
+    error = error_px / np.where(measured, length_px, 1)[:, None]
+    counted = labelled & measured[:, None]
+
+    def share(threshold: float) -> float:
+        return float(_masked_mean((error <= threshold).ravel(), counted.ravel(), axis=0))
+
+    scores = {
+        "PCK@0.2": share(0.2),
+        "PCK@0.1": share(0.1),
+        "AUC": float(np.mean([share(threshold / 100) for threshold in range(21)])),
+        "error_torso": float(_masked_mean(error.ravel(), counted.ravel(), axis=0)),
+        "error_px": float(_masked_mean(error_px.ravel(), labelled.ravel(), axis=0)),
+    }
+    for factor in (1, 2):
+        scores[f"within_{factor}_sigma"] = coverage(
+            predicted_px, target_px, sigma_px, labelled, factor
+        )
+    per_joint = _masked_mean(error <= 0.2, counted, axis=0)
+    names = zip(joints, per_joint, strict=True)
+    return scores | {f"PCK@0.2/{joint}": float(value) for joint, value in names}
+
+
 def joint_errors_mm(predicted_mm: ArrayLike, reference_mm: ArrayLike, root: int) -> np.ndarray:
     """How far each joint is off after both poses are moved so that their roots coincide.
 

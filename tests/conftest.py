@@ -55,6 +55,12 @@ def mpii_sample() -> Path:
     return _sample("mpii")
 
 
+@pytest.fixture(scope="session")
+def lsp_sample() -> Path:
+    """The folder of real photographs of LSP extended, or a skip where it is absent."""
+    return _sample("lspet")
+
+
 @pytest.fixture
 def write_coco(tmp_path):
     """`write_coco(change=None, people=3)`: a COCO dataset, (annotation file, image folder).

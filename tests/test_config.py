@@ -7,6 +7,7 @@ import pytest
 from rle_tf.config import L1LossConfig, RLELossConfig, load_config
 from rle_tf.data.augment import Augmentation
 from rle_tf.errors import ConfigError
+from rle_tf.losses import DensityLoss, L2Loss
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
@@ -105,6 +106,10 @@ def test_overrides(recipe):
 def test_an_override_replaces_a_section(recipe):
     config = load_config(recipe, ["loss={kind: l1}", "data.source.root=a=b"])
     assert config.loss == L1LossConfig()
+    for kind, base in (("laplace", "laplace"), ("gaussian", "gaussian")):
+        loss = load_config(recipe, [f"loss={{kind: {kind}}}"]).loss.build(2)
+        assert isinstance(loss, DensityLoss) and loss.base == base
+    assert isinstance(load_config(recipe, ["loss={kind: l2}"]).loss.build(2), L2Loss)
     assert config.data.source.root == "a=b"
 
 
@@ -174,12 +179,15 @@ def test_a_typo_is_answered_with_the_valid_keys(recipe, override, message):
         ("data.image_size=[64]", "data.image_size.1: missing"),
         ("data.image_size=64", "data.image_size: found 64; expected a valid array"),
         ("data.std=[1, 1, 0]", "data.std.2: found 0; expected greater than 0"),
-        ("data.source.kind=lsp", "data.source.kind: found \"lsp\"; expected one of 'coco', 'h36m'"),
+        ("data.source.kind=lip", "data.source.kind: found \"lip\"; expected one of 'coco', 'h36m'"),
         ("data.source={root: here}", "data.source.kind: missing"),
         ("data.source=here", 'data.source: found "here"; expected '),
         ("data.source.root=3", "data.source.root: found 3; expected a valid string"),
         ("data={}", "data.source: missing"),
-        ("loss={kind: l2}", "loss.kind: found \"l2\"; expected one of 'rle', 'l1'"),
+        (
+            "loss={kind: l3}",
+            "loss.kind: found \"l3\"; expected one of 'rle', 'l1', 'l2', 'laplace'",
+        ),
         ("loss.base=cauchy", "loss.base: found \"cauchy\"; expected 'laplace' or 'gaussian'"),
         ("model.backbone=resnet51", "model.backbone: found \"resnet51\"; expected 'resnet18', "),
         ("name=..", 'name: found ".."; string should match pattern'),

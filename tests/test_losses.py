@@ -7,11 +7,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from scipy import stats
 
 from rle_tf.errors import ModelError
 from rle_tf.flow import RealNVP
 from rle_tf.geometry import KNOWN_LOG_SIGMA
-from rle_tf.losses import L1Loss, RLELoss
+from rle_tf.losses import DensityLoss, L1Loss, L2Loss, RLELoss
 
 VARIANTS = list(itertools.product(["laplace", "gaussian"], ["paper", "official"]))
 
@@ -197,6 +198,58 @@ def test_l1_is_the_weighted_absolute_error_and_leaves_sigma_alone():
     np.testing.assert_array_equal(grad_mu, sign * target["weight"])
     np.testing.assert_array_equal(grad_log_sigma, np.zeros_like(grad_log_sigma))
     assert L1Loss().flow is None
+
+
+def test_l2_is_the_weighted_squared_error_and_leaves_sigma_alone():
+    target, output = batch()
+    target["weight"][1, 2, 0] = 0.5
+    target["weight"][0, 0] = 0
+    target["keypoints"][0, 0] = np.nan
+    value, (grad_mu, grad_log_sigma) = value_and_gradients(L2Loss("sum"), target, output)
+    error = np.nan_to_num(output["mu"] - target["keypoints"])
+    np.testing.assert_allclose(value, (target["weight"] * error**2).sum(), rtol=1e-5)
+    np.testing.assert_allclose(grad_mu, 2 * error * target["weight"], rtol=1e-5)
+    np.testing.assert_array_equal(grad_log_sigma, np.zeros_like(grad_log_sigma))
+    assert np.isnan(L2Loss().spread(2)).all() and np.isnan(L1Loss().spread(3)).all()
+
+
+@pytest.mark.parametrize("base", ["laplace", "gaussian"])
+def test_a_density_alone_is_a_negative_log_likelihood(base):
+    density = {"laplace": stats.laplace, "gaussian": stats.norm}[base]
+    target, output = batch(dims=3)
+    scale = np.exp(output["log_sigma"].astype(float))
+    wanted = -density.logpdf(target["keypoints"], output["mu"], scale)
+    value = DensityLoss(base, None)(target, output)
+    np.testing.assert_allclose(value, wanted.sum((1, 2)), rtol=1e-5)
+    # What one sigma is worth: the error that 68.27 % of this density stay within.
+    quantile = density.ppf(0.5 + 0.6827 / 2)
+    np.testing.assert_allclose(DensityLoss(base).spread(2), [quantile] * 2, rtol=1e-3)
+
+
+@pytest.mark.parametrize("base", ["laplace", "gaussian"])
+def test_a_density_alone_is_rle_without_g(base):
+    target, output = batch()
+    flow = bent_flow()
+    r = (target["keypoints"] - output["mu"]) / np.exp(output["log_sigma"])
+    rle = RLELoss(flow, base=base, reduction=None)(target, output)
+    log_g = tf.reduce_sum(flow.log_prob(tf.constant(r, tf.float32)), axis=1)
+    np.testing.assert_allclose(
+        DensityLoss(base, None)(target, output), rle + log_g, rtol=1e-4, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("base", ["laplace", "gaussian"])
+def test_a_density_alone_passes_over_what_is_not_supervised_and_stays_finite(base):
+    target, output = batch()
+    target["weight"][0, 0] = 0
+    target["keypoints"][0, 0] = np.nan
+    output["mu"][1, 1] = 1e5
+    output["log_sigma"][1, 1] = -80
+    value, gradients = value_and_gradients(DensityLoss(base, "sum"), target, output)
+    assert np.isfinite(value) and all(np.isfinite(g).all() for g in gradients)
+    assert not any(g[0, 0].any() for g in gradients)
+    with pytest.raises(ModelError, match="base is 'cauchy', expected one of laplace, gaussian"):
+        DensityLoss("cauchy")
 
 
 @pytest.mark.parametrize("base,convention", VARIANTS)
@@ -459,15 +512,30 @@ def test_rle_serialises_with_its_flow():
     assert again(target, output) == loss(target, output)
 
 
-def test_l1_serialises():
-    again = keras.saving.deserialize_keras_object(
-        keras.saving.serialize_keras_object(L1Loss("sum", name="mine"))
-    )
-    assert isinstance(again, L1Loss)
-    assert again.get_config() == {"name": "mine", "reduction": "sum"}
+@pytest.mark.parametrize(
+    "loss",
+    [
+        L1Loss("sum", name="mine"),
+        L2Loss("sum", name="mine"),
+        DensityLoss("gaussian", reduction="sum", name="mine"),
+    ],
+)
+def test_losses_without_a_flow_serialise(loss):
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(loss))
+    assert type(again) is type(loss)
+    assert again.get_config() == loss.get_config()
+    assert again.get_config()["name"] == "mine" and again.get_config()["reduction"] == "sum"
 
 
-@pytest.mark.parametrize("make", [lambda: L1Loss("sum"), lambda: mixed_loss(reduction="sum")])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: L1Loss("sum"),
+        lambda: L2Loss("sum"),
+        lambda: DensityLoss(reduction="sum"),
+        lambda: mixed_loss(reduction="sum"),
+    ],
+)
 def test_what_is_known_is_passed_over_whatever_its_weight(make):
     """A batch made by hand: weights of 1 for the root's depth, too, and depths that miss 0."""
     target, output = batch(dims=3)
