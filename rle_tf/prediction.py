@@ -203,7 +203,7 @@ def predict_images(
     Returns:
         What the JSON holds: a dict an image with `image` and `people`, each person with
         `box_xywh`, `score` and `joints`: `name`, `x`, `y`, `sigma_x`, `sigma_y` (pixels of the
-        image; sigmas are null where the model was trained without a flow), of a 3D model `depth_mm`
+        image; sigmas are null where the model was trained with l1 or l2), of a 3D model `depth_mm`
         and `sigma_depth_mm` (away from the camera, relative to the root), and `confidence`
         (1 - mean sigma).
 

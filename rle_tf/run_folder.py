@@ -71,7 +71,7 @@ class RunFolder:
 
     @property
     def spread(self) -> np.ndarray:
-        """(D,) of the flow, by which an expected error is more than sigma; NaN without a flow.
+        """(D,) of the flow, by which an expected error is more than sigma; NaN with l1 and l2.
 
         Raises:
             ModelError: if it has not been written.
