@@ -67,44 +67,41 @@ class PoseLoss(keras.losses.Loss):
         return tf.where(weight != 0, keypoints - mu, 0.0), weight, known
 
 
-@keras.saving.register_keras_serializable(package="rle_tf")
-class L1Loss(PoseLoss):
-    """Plain regression, the paper's l1 baseline: `sum_d weight * |target - mu|`, (B,).
+class _MeanLoss(PoseLoss):
+    """`sum_d weight * penalty(target - mu)`, (B,).
 
     `log_sigma` gets a gradient of 0: its head stays as it was initialised.
 
     Raises (when called):
         ModelError: the shapes of target and `mu` differ.
     """
-
-    def __init__(self, reduction: str | None = "sum_over_batch_size", name: str = "l1_loss"):
-        super().__init__(name, reduction)
 
     def call(self, target, output):
         error, weight, _ = self._supervised_error(target, output)
         # Zero, but a gradient: without any, Keras warns of a head that was forgotten.
         untrained = 0.0 * output["log_sigma"]
-        return tf.reduce_sum(weight * tf.abs(error) + untrained, axis=[1, 2])
+        return tf.reduce_sum(weight * self.penalty(error) + untrained, axis=[1, 2])
 
 
 @keras.saving.register_keras_serializable(package="rle_tf")
-class L2Loss(PoseLoss):
+class L1Loss(_MeanLoss):
+    """The paper's l1 baseline, plain regression: `sum_d weight * |target - mu|`, (B,)."""
+
+    penalty = staticmethod(tf.abs)
+
+    def __init__(self, reduction: str | None = "sum_over_batch_size", name: str = "l1_loss"):
+        super().__init__(name, reduction)
+
+
+@keras.saving.register_keras_serializable(package="rle_tf")
+class L2Loss(_MeanLoss):
     """The paper's l2 baseline, a Gaussian of constant variance: `sum_d weight * (target - mu)^2`,
-    (B,).
+    (B,)."""
 
-    `log_sigma` gets a gradient of 0: its head stays as it was initialised.
-
-    Raises (when called):
-        ModelError: the shapes of target and `mu` differ.
-    """
+    penalty = staticmethod(tf.square)
 
     def __init__(self, reduction: str | None = "sum_over_batch_size", name: str = "l2_loss"):
         super().__init__(name, reduction)
-
-    def call(self, target, output):
-        error, weight, _ = self._supervised_error(target, output)
-        untrained = 0.0 * output["log_sigma"]
-        return tf.reduce_sum(weight * tf.square(error) + untrained, axis=[1, 2])
 
 
 def _inverse_sigma(error, log_sigma):

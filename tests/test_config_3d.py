@@ -343,7 +343,7 @@ def test_a_lifter_of_people_in_two_dimensions_is_refused(write_recipe, write_h36
          "second"),
         ("data.source.train.images=3", "data.source.train: unknown key; valid keys: kind, root, "),
         ("data.source.first.kind=mix", "data.source.first.kind: found \"mix\"; expected one of "
-         "'coco', 'h36m', 'mpii', 'synthetic'"),
+         "'coco', 'h36m', 'lsp', 'mpii', 'synthetic'"),
         ("data.source.first={root: a}", "data.source.first.kind: missing"),
         ("data.source.first=h36m", 'data.source.first: found "h36m"; expected an object'),
         ("data.source.first.root=3", "data.source.first.root: found 3; expected a valid string"),

@@ -5,7 +5,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
@@ -14,10 +14,8 @@ import tensorflow as tf
 
 from rle_tf.data.crops import CropFormat
 from rle_tf.errors import ModelError
-from rle_tf.evaluation import flip_back
-from rle_tf.export.photograph import crops_of_photographs
 from rle_tf.export.serving import write_warm_up
-from rle_tf.geometry import DEPTH_MM, screen_coordinates
+from rle_tf.export.signatures import Endpoints, float32_network, image_endpoints, lifting_endpoints
 from rle_tf.skeletons import Skeleton
 
 # TensorFlow Serving passes over this folder of a model: the place for files of one's own.
@@ -26,9 +24,6 @@ _METADATA_KEYS = (
     "input", "skeleton", "joints", "bones", "flip_pairs", "root", "image_size", "dims", "mean",
     "std", "box_margin", "spread", "versions",
 )  # fmt: skip
-
-# By the name of each signature: its function and the tensors that the function takes.
-_Endpoints = dict[str, tuple[Callable[..., dict[str, tf.Tensor]], list[tf.TensorSpec]]]
 
 
 def export_savedmodel(
@@ -155,12 +150,12 @@ def export_savedmodel(
             "tensorflow": tf.__version__,
         },
     }
-    network = _network(regressor)
+    network = float32_network(regressor)
     if kind == "image":
         crops = CropFormat(image_size, tuple(map(float, mean)), tuple(map(float, std)), box_margin)
-        endpoints = _image_endpoints(network, crops, skeleton, dims, spread)
+        endpoints = image_endpoints(network, crops, skeleton, dims, spread)
     else:
-        endpoints = _lifting_endpoints(network, len(skeleton.joints), spread)
+        endpoints = lifting_endpoints(network, len(skeleton.joints), spread)
     # Serving passes over names that are not numbers. The graph goes one level deeper because the
     # temporary folder itself is private to this user, which a served model must not be.
     with tempfile.TemporaryDirectory(prefix=".export-", dir=directory) as temporary:
@@ -309,198 +304,9 @@ def _check_crops(
         )
 
 
-def _network(regressor: keras.Model) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
-    """The regressor in float32, traced once for all signatures: input -> `mu`, `log_sigma`."""
-    twin = _float32_twin(regressor)
-    signature = [tf.TensorSpec(regressor.input_shape)]
-    return tf.function(lambda network_input: twin(network_input, training=False), signature)
-
-
-def _density(output: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    return {"mu": output["mu"], "sigma": tf.exp(output["log_sigma"])}
-
-
-def _checked(values: tf.Tensor, sound: tf.Tensor, sentence: str) -> tf.Tensor:
-    """The values; where the graph runs and they are not all sound it fails with the sentence.
-
-    LiteRT and ONNX leave such a check out.
-    """
-    check = tf.debugging.Assert(tf.reduce_all(sound), [f"rle_tf: {sentence}"])
-    with tf.control_dependencies([check]):
-        return tf.identity(values)
-
-
-def _score(sigma: tf.Tensor) -> tf.Tensor:
-    return 1 - tf.reduce_mean(sigma, axis=-1)
-
-
-def _image_endpoints(
-    network: Callable[[tf.Tensor], dict[str, tf.Tensor]],
-    crops: CropFormat,
-    skeleton: Skeleton,
-    dims: int,
-    spread: Sequence[float],
-) -> _Endpoints:
-    height, width = crops.image_size
-    size_px = tf.constant([width, height], tf.float32)
-
-    def regress(image, flip_test=False):
-        image = crops.normalise(tf.cast(image, tf.float32))
-        output = _density(network(image))
-        if not flip_test:
-            return output
-        permutation = skeleton.flip_permutation
-        mirrored = _density(network(crops.mirror(image, permutation)))
-        mirrored = flip_back(mirrored, permutation, crops.mirror_shift)
-        return {key: (output[key] + mirrored[key]) / 2 for key in output}
-
-    def depth(mu, error):
-        if dims == 2:
-            return {}
-        return {"depth_mm": mu[..., 2] * DEPTH_MM, "depth_sigma_mm": error[..., 2] * DEPTH_MM}
-
-    def serve(image):
-        output = regress(image)
-        mu, error = output["mu"], output["sigma"] * spread
-        return {
-            **output,
-            "score": _score(output["sigma"]),
-            "keypoints_px": (mu[..., :2] + 0.5) * size_px,
-            "sigma_px": error[..., :2] * size_px,
-            **depth(mu, error),
-        }
-
-    def predict_image(image_bytes, boxes_xyxy, flip_test=False):
-        present, image, crop_box_xyxy = crops_of_photographs(image_bytes, boxes_xyxy, crops)
-        # Not every kernel takes an empty batch.
-        nobody = tf.zeros((0, len(skeleton.joints), dims))
-        output = tf.cond(
-            tf.reduce_any(present),
-            lambda: regress(image, flip_test),
-            lambda: {"mu": nobody, "sigma": nobody},
-        )
-        mu, error = output["mu"], output["sigma"] * spread
-        low, high = crop_box_xyxy[:, None, :2], crop_box_xyxy[:, None, 2:]
-        score = _score(output["sigma"])
-        people = {
-            "keypoints_px": low + (mu[..., :2] + 0.5) * (high - low),
-            "sigma_px": error[..., :2] * (high - low),
-            "score": score,
-            "person_score": tf.reduce_mean(score, axis=-1) + tf.reduce_max(score, axis=-1),
-            **depth(mu, error),
-        }
-        rows, shape = tf.where(present), tf.shape(present, tf.int64)
-        return {
-            "present": present,
-            **{
-                name: tf.scatter_nd(
-                    rows, value, tf.concat([shape, tf.shape(value, tf.int64)[1:]], axis=0)
-                )
-                for name, value in people.items()
-            },
-        }
-
-    def predict_image_flip_test(image_bytes, boxes_xyxy):
-        return predict_image(image_bytes, boxes_xyxy, flip_test=True)
-
-    def to_camera(image, crop_box_xyxy, focal_px, centre_px, root_depth_mm):
-        focal_px = _checked(
-            focal_px,
-            tf.math.is_finite(focal_px) & (focal_px > 0),
-            "focal_px: found a length that is not above 0; expected pixels",
-        )
-        output = regress(image)
-        mu, error = output["mu"], output["sigma"] * spread
-        low, high = crop_box_xyxy[:, None, :2], crop_box_xyxy[:, None, 2:]
-        xy_px = low + (mu[..., :2] + 0.5) * (high - low)
-        z_mm = mu[..., 2:] * DEPTH_MM + root_depth_mm[:, None, None]
-        mm_per_px = z_mm / focal_px[:, None]
-        xyz_mm = tf.concat([(xy_px - centre_px[:, None]) * mm_per_px, z_mm], axis=-1)
-        return {
-            "keypoints_mm": xyz_mm - xyz_mm[:, skeleton.root : skeleton.root + 1],
-            "keypoints_px": xy_px,
-            "sigma_mm": tf.concat(
-                [error[..., :2] * (high - low) * mm_per_px, error[..., 2:] * DEPTH_MM], axis=-1
-            ),
-            "score": _score(output["sigma"]),
-        }
-
-    image = tf.TensorSpec((None, height, width, 3), tf.uint8, name="image")
-    photograph = [
-        tf.TensorSpec((None,), tf.string, name="image_bytes"),
-        tf.TensorSpec((None, None, 4), name="boxes_xyxy"),
-    ]
-    endpoints = {
-        "serving_default": (serve, [image]),
-        "predict_image": (predict_image, photograph),
-        "predict_image_flip_test": (predict_image_flip_test, photograph),
-        "raw": (network, [tf.TensorSpec((None, height, width, 3), name="input")]),
-    }
-    if dims == 3:
-        view = [
-            tf.TensorSpec((None, 4), name="crop_box_xyxy"),
-            tf.TensorSpec((None, 2), name="focal_px"),
-            tf.TensorSpec((None, 2), name="centre_px"),
-            tf.TensorSpec((None,), name="root_depth_mm"),
-        ]
-        endpoints["to_camera"] = (to_camera, [image, *view])
-    return endpoints
-
-
-def _lifting_endpoints(
-    network: Callable[[tf.Tensor], dict[str, tf.Tensor]], joints: int, spread: Sequence[float]
-) -> _Endpoints:
-    def serve(keypoints_px, image_wh):
-        keypoints_px = _checked(
-            keypoints_px,
-            tf.math.is_finite(keypoints_px),
-            "keypoints_px: found a number that is not finite; expected pixels",
-        )
-        image_wh = _checked(
-            image_wh,
-            tf.math.is_finite(image_wh) & (image_wh > 0),
-            "image_wh: found a size that is not above 0; expected width and height in pixels",
-        )
-        output = _density(network(screen_coordinates(keypoints_px, image_wh)))
-        return {
-            **output,
-            "score": _score(output["sigma"]),
-            "keypoints_mm": output["mu"] * DEPTH_MM,
-            "sigma_mm": output["sigma"] * spread * DEPTH_MM,
-        }
-
-    inputs = [
-        tf.TensorSpec((None, joints, 2), name="keypoints_px"),
-        tf.TensorSpec((None, 2), name="image_wh"),
-    ]
-    return {
-        "serving_default": (serve, inputs),
-        "raw": (network, [tf.TensorSpec((None, joints, 2), name="input")]),
-    }
-
-
-def _write_graph(endpoints: _Endpoints, path: Path) -> None:
+def _write_graph(endpoints: Endpoints, path: Path) -> None:
     # The archive finds the endpoints' variables; `track` would store each a second time.
     archive = keras.export.ExportArchive()
     for name, (function, inputs) in endpoints.items():
         archive.add_endpoint(name, function, inputs)
     archive.write_out(str(path), verbose=False)
-
-
-def _float32_twin(regressor: keras.Model) -> keras.Model:
-    """The same network and weights, computing in float32.
-
-    A graph traced under mixed precision computes in float16, which is slow on CPUs, and TensorFlow
-    Lite has no such convolution: the conversion would fail.
-    """
-
-    def clone(operation):
-        if not isinstance(operation, keras.layers.Layer):
-            return operation
-        return type(operation).from_config({**operation.get_config(), "dtype": "float32"})
-
-    # The new Model about the same graph leaves behind a `compile`, which cloning would repeat.
-    graph = keras.Model(regressor.input, regressor.output, name=regressor.name)
-    twin = keras.models.clone_model(graph, clone_function=clone, recursive=True)
-    twin.set_weights(regressor.get_weights())
-    return twin

@@ -18,6 +18,9 @@ from rle_tf.export.savedmodel import export_savedmodel
 from rle_tf.models.regressor import build_regressor
 from rle_tf.run_folder import RunFolder
 
+# Each report runs every format in processes of their own.
+pytestmark = pytest.mark.slow
+
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
@@ -153,7 +156,6 @@ def test_another_model_deviates_and_people_can_be_fewer(exported, tmp_path):
     assert saved["deviation_px"]["mean"] > 1 and saved["deviation_sigma"]["median"] > 0.1
 
 
-@pytest.mark.slow
 def test_depths_have_millimetres(tmp_path):
     overrides = [f"data.source.root={tmp_path / 'people'}", "data.image_size=[64, 32]"]
     overrides += ["data.source.train_people=18", "data.source.val_people=6"]

@@ -257,7 +257,7 @@ def test_crops_over_grpc(addresses, version):
         np.testing.assert_allclose(tf.make_ndarray(outputs[name]), value, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("dims", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_warm_up_requests_run_every_signature(version, tmp_path, dims):
     if dims == 3:
         version = export(tmp_path / "m", H36M18, 3)
