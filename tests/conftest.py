@@ -8,11 +8,13 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 
+import keras  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import tensorflow as tf  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from rle_tf import build_regressor, export_savedmodel  # noqa: E402
 from rle_tf.skeletons import COCO17, MPII16  # noqa: E402
 
 # Before anything touches the runtime: two logical devices on any machine.
@@ -59,6 +61,27 @@ def mpii_sample() -> Path:
 def lsp_sample() -> Path:
     """The folder of real photographs of LSP extended, or a skip where it is absent."""
     return _sample("lspet")
+
+
+@pytest.fixture(scope="session")
+def exported_resnet(tmp_path_factory) -> Path:
+    """An image regressor with random weights, 17 joints, 64x32, as `rle-tf export` writes it."""
+    keras.utils.set_random_seed(0)
+    regressor = build_regressor("resnet18", COCO17, 2, (64, 32), output_layer="layer2_1_out")
+    rng = np.random.default_rng(1)
+    for weight in regressor.weights:  # heads start near 0: every joint would be in one place
+        if "mu" in weight.path or "sigma" in weight.path:
+            bias = -2.5 if "sigma" in weight.path and weight.ndim == 1 else 0
+            weight.assign(rng.normal(bias, 0.2, weight.shape))
+    return export_savedmodel(
+        regressor,
+        tmp_path_factory.mktemp("models") / "resnet",
+        skeleton=COCO17,
+        mean=(0.4, 0.45, 0.5),
+        std=(0.2, 0.25, 0.3),
+        box_margin=1.25,
+        spread=[0.8, 0.5],
+    )
 
 
 @pytest.fixture

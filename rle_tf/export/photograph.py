@@ -1,6 +1,7 @@
 """Encoded photographs and boxes -> crops, with TensorFlow ops alone: what travels in the graph."""
 
 from collections.abc import Callable
+from functools import partial
 
 import tensorflow as tf
 
@@ -172,7 +173,7 @@ def _turn(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
     ]
     for orientations, change in sides:
         applies = tf.reduce_any(orientation == orientations)
-        image = tf.cond(applies, lambda: change(image), lambda: image)  # noqa: B023
+        image = tf.cond(applies, partial(change, image), partial(tf.identity, image))
         image = tf.ensure_shape(image, (None, None, 3))
     return image
 

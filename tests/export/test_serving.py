@@ -75,7 +75,7 @@ class LoadedModel(prediction_service_pb2_grpc.PredictionServiceServicer):
     def __init__(self, version: Path):
         self.model = tf.saved_model.load(str(version))
 
-    def Predict(self, request: PredictRequest, context=None) -> PredictResponse:  # noqa: N802
+    def Predict(self, request: PredictRequest, context=None) -> PredictResponse:
         signature = self.model.signatures[request.model_spec.signature_name]
         inputs = {name: tf.constant(tf.make_ndarray(x)) for name, x in request.inputs.items()}
         response = PredictResponse()

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -21,13 +20,10 @@ import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 
-from rle_tf import build_regressor
-from rle_tf.export.savedmodel import export_savedmodel
 from rle_tf.server import Options
 from rle_tf.server.app import create_app
 from rle_tf.server.batching import load
 from rle_tf.server.connections import create_server
-from rle_tf.skeletons import COCO17
 
 JOINTS = ("nose", "left_hand", "right_hand")
 METADATA = {
@@ -135,24 +131,8 @@ def gated(tmp_path) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory) -> Path:
-    """An image regressor with random weights, as `rle-tf export` writes it."""
-    keras.utils.set_random_seed(0)
-    regressor = build_regressor("resnet18", COCO17, 2, (64, 32), output_layer="layer2_1_out")
-    rng = np.random.default_rng(1)
-    for weight in regressor.weights:  # heads start near 0: every joint would be in one place
-        if "mu" in weight.path or "sigma" in weight.path:
-            bias = -2.5 if "sigma" in weight.path and weight.ndim == 1 else 0
-            weight.assign(rng.normal(bias, 0.2, weight.shape))
-    return export_savedmodel(
-        regressor,
-        tmp_path_factory.mktemp("models") / "resnet",
-        skeleton=COCO17,
-        mean=(0.4, 0.45, 0.5),
-        std=(0.2, 0.25, 0.3),
-        box_margin=1.25,
-        spread=[0.8, 0.5],
-    )
+def exported(exported_resnet) -> Path:
+    return exported_resnet
 
 
 @dataclass(frozen=True)
