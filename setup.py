@@ -43,7 +43,7 @@ setup(
         "tf-keras>=2.21",  # tensorflow-probability 0.25 does not import without it
         "numpy>=1.26",
         "pycocotools>=2.0.8",
-        "pydantic>=2.9",
+        "pydantic>=2.10",
         "ruamel.yaml>=0.18",
         "typer>=0.15",
         "rich>=13.9",

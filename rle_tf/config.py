@@ -17,6 +17,8 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    PlainSerializer,
+    PlainValidator,
     Tag,
     ValidationError,
     field_validator,
@@ -31,7 +33,7 @@ from rle_tf.data.crops import CropFormat
 from rle_tf.data.h36m import H36mSource
 from rle_tf.data.lifting import KeypointFormat
 from rle_tf.data.lsp import LspSource
-from rle_tf.data.mix import MixSource
+from rle_tf.data.mix import MappedSource, MixSource
 from rle_tf.data.mpii import MpiiSource
 from rle_tf.data.pipeline import usable_rows
 from rle_tf.data.source import InputFormat, Source
@@ -41,6 +43,7 @@ from rle_tf.flow import RealNVP
 from rle_tf.losses import DensityLoss, L1Loss, L2Loss, PoseLoss, RLELoss
 from rle_tf.models.lifting import build_lifter
 from rle_tf.models.regressor import BACKBONES, HEADS, build_regressor
+from rle_tf.skeleton_file import read_skeleton, skeleton_content
 from rle_tf.skeletons import COCO17, H36M18, LSP14, MPII16, Skeleton
 
 Split = Literal["train", "val"]
@@ -48,6 +51,24 @@ Boxes = Literal["ground_truth", "detections"]
 # A side of the regressor's input: backbones halve it five times.
 Side = Annotated[int, Field(gt=0, multiple_of=32)]
 Positive = Annotated[float, Field(gt=0)]
+
+
+def _named_skeleton(value) -> Skeleton:
+    if isinstance(value, Skeleton):
+        return value
+    if not isinstance(value, str | dict):
+        raise ValueError("expected the name of a skeleton, the path of a YAML file, or a section")
+    try:
+        return read_skeleton(value)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+
+
+# A name, the path of a file, or its content. A resolved config holds the name or the content, so it
+# needs the file no more.
+AnySkeleton = Annotated[
+    Skeleton, PlainValidator(_named_skeleton), PlainSerializer(skeleton_content)
+]
 
 
 class Section(BaseModel):
@@ -142,9 +163,14 @@ class FolderData(Section):
 
 
 class CocoData(FolderData):
-    """A dataset in the COCO keypoint layout; the defaults are the folders of COCO 2017."""
+    """A dataset in the COCO keypoint layout; the defaults are the folders of COCO 2017.
+
+    Attributes:
+        skeleton: The joints of its category, see `rle_tf.skeleton_file.read_skeleton`.
+    """
 
     kind: Literal["coco"] = "coco"
+    skeleton: AnySkeleton = COCO17
     train: SplitFiles = SplitFiles(
         annotations="annotations/person_keypoints_train2017.json", images="train2017"
     )
@@ -153,10 +179,6 @@ class CocoData(FolderData):
         images="val2017",
         detections="detections/person_detections_val2017.json",
     )
-
-    @property
-    def skeleton(self) -> Skeleton:
-        return COCO17
 
     def open(self, wanted: Wanted) -> Source:
         """The people of a split.
@@ -325,34 +347,39 @@ Single = Annotated[
 
 
 class MixData(Section):
-    """Two datasets that take turns in training; the first one is evaluated on.
+    """Two datasets that take turns in training.
+
+    Both are evaluated on, each by its own metrics, where the second has a split to evaluate on and
+    the skeleton has all of its joints; otherwise the first alone. Boxes of the second are the
+    annotated ones.
 
     Attributes:
         root: What the roots of both are relative to.
         first, second: Any two whose skeletons have joints in common.
+        skeleton: Of both together, as `CocoData.skeleton`; by default the first's.
     """
 
     kind: Literal["mix"] = "mix"
     root: str = "."
     first: Single
     second: Single
-
-    @property
-    def skeleton(self) -> Skeleton:
-        return self.first.skeleton
+    skeleton: AnySkeleton = Field(default_factory=lambda fields: fields["first"].skeleton)
 
     def open(self, wanted: Wanted) -> Source:
-        """The mix to train on, or the first one's people to evaluate on."""
+        """The people of both, or of the first alone; arguments and errors as `CocoData.open`."""
         root = Path(self.root).expanduser()
 
-        def opened(name: str) -> Source:
+        def opened(name: str, **changes: str) -> Source:
             part = {"first": self.first, "second": self.second}[name]
             placed = part.model_copy(update={"root": str(root / Path(part.root).expanduser())})
-            return placed.open(replace(wanted, key=f"{wanted.key}.{name}"))
+            return placed.open(replace(wanted, key=f"{wanted.key}.{name}", **changes))
 
-        if wanted.split == "val":
-            return opened("first")
-        return MixSource(opened("first"), opened("second"))
+        first = opened("first")
+        evaluated = not (isinstance(self.second, FolderData) and self.second.val is None)
+        scored = evaluated and set(self.second.skeleton.joints) <= set(self.skeleton.joints)
+        if wanted.split == "train" or scored:
+            return MixSource(first, opened("second", boxes="ground_truth"), self.skeleton)
+        return first if first.skeleton == self.skeleton else MappedSource(first, self.skeleton)
 
 
 class DataConfig(Section):
@@ -651,7 +678,12 @@ def _validate(values: dict, where: str) -> RunConfig:
     try:
         return RunConfig.model_validate_json(text)
     except ValidationError as error:
-        problems = [_explain(problem) for problem in error.errors()]
+        # A default that is made of another value, which is wrong itself, is no news.
+        problems = [
+            _explain(problem)
+            for problem in error.errors()
+            if problem["type"] != "default_factory_not_called"
+        ]
         raise ConfigError("\n".join(f"{where}: {problem}" for problem in problems)) from None
 
 

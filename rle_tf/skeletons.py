@@ -109,7 +109,17 @@ H36M18 = Skeleton(
     upper_body=(7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17),
 )  # fmt: skip
 
-SKELETONS = {skeleton.name: skeleton for skeleton in (COCO17, LSP14, MPII16, H36M18)}
+# COCO's joints and the two that Leeds Sports Pose, MPII and Human3.6M have beside them: what one
+# model learns from all of these.
+PERSON19 = Skeleton(
+    name="person19",
+    joints=(*COCO17.joints, "neck", "head_top"),
+    flip_pairs=COCO17.flip_pairs,
+    bones=(*COCO17.bones, (5, 17), (6, 17), (17, 18)),
+    upper_body=(*COCO17.upper_body, 17, 18),
+)
+
+SKELETONS = {skeleton.name: skeleton for skeleton in (COCO17, LSP14, MPII16, H36M18, PERSON19)}
 
 # One name for what datasets call differently.
 _SYNONYMS = {"upper_neck": "neck"}

@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "rle_tf"
 FLOORS = {
     "rle_tf.errors": 0,
     "rle_tf.skeletons": 0,
+    "rle_tf.skeleton_file": 0,
     "rle_tf.geometry": 0,
     "rle_tf.data": 1,
     "rle_tf.models": 1,

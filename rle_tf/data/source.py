@@ -1,7 +1,7 @@
 """What a data source gives: people to look at, and a score for what was seen."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import keras
@@ -75,6 +75,16 @@ class Poses:
     def take(self, rows: np.ndarray | slice) -> "Poses":
         """The poses of some rows: indices, a mask or a slice."""
         return Poses(*(column[rows] for column in vars(self).values()))
+
+    def of_joints(self, places: Sequence[int], dims: int) -> "Poses":
+        """The poses with joint `places[i]` as joint i, and `dims` coordinates of each at most."""
+        places = list(places)
+        return replace(
+            self,
+            keypoints=self.keypoints[:, places, :dims],
+            sigmas=self.sigmas[:, places, :dims],
+            joint_scores=self.joint_scores[:, places],
+        )
 
 
 class Source(Protocol):

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from rle_tf import CropFormat, LspSource, MixSource, training_batches
+from rle_tf import PERSON19, CropFormat, LspSource, MixSource, training_batches
 from rle_tf.config import load_config
 from rle_tf.data.coco import CocoSource
 from rle_tf.data.source import Poses
@@ -150,6 +150,26 @@ def test_mixed_with_coco_the_shared_joints_are_supervised(write_lsp, write_coco)
     )
     image, target = next(iter(batches))
     assert image.shape == (4, 32, 32, 3) and target["keypoints"].shape == (4, 17, 2)
+
+
+def test_under_a_skeleton_of_both_each_source_is_scored_by_its_own_joints(write_lsp, write_coco):
+    lsp, coco = LspSource(*write_lsp()), CocoSource(*write_coco())
+    mix = MixSource(lsp, coco, PERSON19)
+    people = len(lsp.records)
+    assert mix.records.keypoints.shape == (people + len(coco.records), 19, 2)
+    labelled = mix.records.labelled
+    assert (labelled[:people].sum(axis=1) == lsp.records.labelled.sum(axis=1)).all()
+    assert (labelled[people:, :17] == coco.records.labelled).all()
+    assert not labelled[people:, 17:].any() and not labelled[:people, :5].any()
+    everybody = poses(mix)
+    scores = mix.score(everybody)
+    assert scores["PCK@0.1"] == 1 and scores["second_AP"] == pytest.approx(1)
+    assert "PCK@0.2/head_top" in scores and "second_error_px/nose" in scores
+    assert len(mix.results(everybody)[0]["keypoints"]) == 14
+    own = mix.second.results(everybody.take(slice(people, None)))
+    assert len(own[0]["keypoints"]) == 3 * 17
+    few = mix.take(np.array([people, 0]))
+    assert few.score(poses(few))["PCK@0.2"] == 1
 
 
 def flags(value):

@@ -8,12 +8,12 @@ from rle_tf.data.augment import Augmentation
 from rle_tf.data.coco import CocoSource
 from rle_tf.data.crops import CropFormat
 from rle_tf.data.h36m import H36mSource
-from rle_tf.data.mix import MixSource
+from rle_tf.data.mix import MappedSource, MixSource
 from rle_tf.data.mpii import MpiiSource
 from rle_tf.data.pipeline import epoch_size, evaluation_batches, training_batches
 from rle_tf.data.source import Poses, Records
 from rle_tf.errors import DataError
-from rle_tf.skeletons import COCO17, H36M18, MPII16, Skeleton
+from rle_tf.skeletons import COCO17, H36M18, LSP14, MPII16, PERSON19, Skeleton
 
 SMALL = CropFormat((64, 64), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 # The 3D recipe's.
@@ -262,15 +262,43 @@ def test_a_mix_without_people_of_one_source_is_refused():
 # ---- scores
 
 
-def test_scores_and_results_are_of_the_first_source_s_people_alone():
+def test_each_source_scores_its_own_people_and_the_first_one_gives_the_results():
     mix = MixSource(Crowd(range(4), H36M18, 3), Crowd(range(50, 57), MPII16, 2))
     poses = poses_of(mix.records)
-    assert mix.score(poses) == {"people": 4, "sum": 0 + 1 + 2 + 3}
+    assert mix.score(poses) == {
+        "people": 4,
+        "sum": 0 + 1 + 2 + 3,
+        "second_people": 7,
+        "second_sum": sum(range(4, 11)),
+    }
     assert [entry["id"] for entry in mix.results(poses)] == [0, 1, 2, 3]
     taken = mix.take(np.array([True, False] * 5 + [True]))
     poses = poses_of(taken.records)
-    assert taken.score(poses) == {"people": 2, "sum": 0 + 1}
+    assert taken.score(poses) == {"people": 2, "sum": 1, "second_people": 4, "second_sum": 14}
     assert taken.results(poses) == [{"id": 0, "score": 0}, {"id": 2, "score": 1}]
+
+
+def test_a_second_source_with_joints_that_the_mix_lacks_is_not_scored():
+    mix = MixSource(Crowd(range(4), MPII16, 2), Crowd(range(50, 57), COCO17, 2))
+    poses = poses_of(mix.records)
+    assert mix.score(poses) == {"people": 4, "sum": 6}
+    with pytest.raises(DataError, match="'mpii16' has no nose, left_eye, .*; expected all joints"):
+        mix.second.score(poses.take(slice(4, None)))
+
+
+# ---- one skeleton for both
+
+
+def test_there_and_back_the_joints_are_the_same():
+    crowd = Crowd(range(5), LSP14, 2)
+    mapped = MappedSource(crowd, PERSON19)
+    back = MappedSource(mapped, LSP14)
+    np.testing.assert_array_equal(back.records.keypoints, crowd.records.keypoints)
+    np.testing.assert_array_equal(back.records.labelled, crowd.records.labelled)
+    assert mapped.lacking == [] and mapped.take([2, 0]).records.person_ids.tolist() == [2, 0]
+    other = Skeleton("other", ("tail",), (), (), ())
+    with pytest.raises(DataError, match="'other' and 'lsp14' have no joint in common"):
+        MappedSource(crowd, other)
 
 
 # ---- files
@@ -281,6 +309,7 @@ def test_human36m_with_coco_is_scored_as_human36m(write_h36m, write_coco):
     mix = MixSource(h36m, coco)
     assert mix.parts == (3, 2) and mix.records.image_ids.tolist() == [101, 102, 103, 101, 102]
     poses = poses_of(mix.records)
+    assert mix.second.lacking == ["left_eye", "right_eye", "left_ear", "right_ear"]
     assert mix.score(poses) == h36m.score(poses.take(slice(3)))
     assert mix.score(poses)["MPJPE"] < 0.01
     assert len(mix.results(poses)) == 3 and "keypoints_mm" in mix.results(poses)[0]
