@@ -48,6 +48,7 @@ setup(
         "typer>=0.15",
         "rich>=13.9",
         "pillow>=11.0",
+        "matplotlib>=3.9",
         "scipy>=1.14",
         "safetensors>=0.5",
         "h5py>=3.10",

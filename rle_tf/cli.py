@@ -1,4 +1,4 @@
-"""`rle-tf demo | train | evaluate | predict | export | serve`."""
+"""`rle-tf demo | train | evaluate | calibrate | predict | export | serve`."""
 
 import json
 import logging
@@ -153,6 +153,7 @@ def evaluate(
 ) -> None:
     """Scores a trained regressor and writes metrics.json and results.json."""
     _start_tensorflow()
+    from rle_tf.calibration import expected_errors
     from rle_tf.run_folder import RunFolder
     from rle_tf.training import evaluate_run
 
@@ -167,11 +168,60 @@ def evaluate(
             config,
             regressor,
             source,
-            folder.spread,
+            expected_errors(folder, regressor),
             lambda people: progress.advance(task, people),
         )
     _print_scores(scores, f"{run}, {config.evaluate.boxes} boxes")
     CONSOLE.print(f"written: {target.metrics} and {target.results}")
+
+
+@app.command(epilog=_example("calibrate runs/sample"))
+def calibrate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a training run.")],
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            help="A recipe whose validation people are taken in place of the run's own.",
+        ),
+    ] = None,
+    data_root: DataRoot = None,
+    overrides: Overrides = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Take people that the model was trained on, too.")
+    ] = False,
+) -> None:
+    """Fits what a sigma is worth on half of the validation people, and reports on the other half.
+
+    Writes calibration.json, which predict and export make use of, and the report with a picture.
+    """
+    _start_tensorflow()
+    from rle_tf.calibration import calibrate_run
+    from rle_tf.charts import calibration_chart
+    from rle_tf.data.mix import MappedSource
+
+    folder, config, regressor = _run(run, data_root if recipe is None else None, overrides)
+    people = config if recipe is None else _config(recipe, data_root, None)
+    source = people.open_source("val", boxes="ground_truth")
+    if source.skeleton != config.data.source.skeleton:
+        source = MappedSource(source, config.data.source.skeleton)
+    with _progress() as progress:
+        task = progress.add_task("calibrate", total=len(source.records), status="")
+        calibration, report = calibrate_run(
+            folder,
+            config,
+            regressor,
+            source,
+            trained_on=None if force else config.open_source("train"),
+            force=force,
+            on_batch=lambda people: progress.advance(task, people),
+        )
+    calibration.save(folder.calibration)
+    written = folder.calibration_report
+    written.write_text(json.dumps(report, indent=1) + "\n")
+    calibration_chart(report, config.name, written.with_suffix(".png"))
+    _print_calibration(report)
+    CONSOLE.print(f"written: {folder.calibration}, {written} and .png", soft_wrap=True)
 
 
 @app.command(epilog=_example("predict runs/demo photo.jpg --boxes boxes.json --out poses"))
@@ -466,6 +516,35 @@ def _print_scores(scores: dict[str, float], title: str) -> None:
                 action, *(_number(scores[f"{name}/{action}"]) for name in ("MPJPE", "PA-MPJPE"))
             )
         CONSOLE.print(table)
+
+
+def _print_calibration(report: dict) -> None:
+    table = Table(
+        "", "50 %", "80 %", "90 %", "95 %", "ECE", title=f"{report['people']} people not fitted on"
+    )
+    rows = {
+        "calibrated regions": (report["coverage"], report["ece"]),
+        "density as trained": (report["coverage_uncalibrated"], None),
+        "normal density": (report["coverage_normal"], None),
+        **{
+            name: (entry["coverage"], entry["ece"])
+            for name, entry in report["joints"].items()
+            if entry["labelled"]
+        },
+    }
+    for name, (coverage, ece) in rows.items():
+        shares = [f"{share:.1%}" for share in coverage.values()]
+        table.add_row(name, *shares, "" if ece is None else f"{ece:.3f}")
+    CONSOLE.print(table)
+    correlation = report["correlation"]
+    CONSOLE.print(
+        "correlation of a person's confidence with "
+        + ", ".join(
+            f"{name} {correlation[key]:.3f}"
+            for key, name in (("oks", "OKS"), ("pck", "PCK@0.1"))
+            if correlation[key] is not None
+        )
+    )
 
 
 def _number(value: float) -> str:

@@ -50,6 +50,11 @@ class PoseEstimator(keras.Model):
         self.build(regressor.input_shape)
 
     @property
+    def flows(self) -> list[RealNVP]:
+        """Those of `flow` and `flow_2d` that there are."""
+        return self.loss.flows
+
+    @property
     def spread(self) -> np.ndarray:
         """(D,) what one sigma is worth, `PoseLoss.spread`; NaN where sigma is not trained."""
         return self.loss.spread(self.regressor.output["mu"].shape[-1])

@@ -130,7 +130,7 @@ def predict_poses(
     """The poses of all people of `records`, row by row.
 
     Args:
-        spread: (D,) the flow's `RealNVP.spread`, the error to be expected at a sigma of 1.
+        spread: (D,) or (K, D), the error to be expected at a sigma of 1.
         on_batch: Called with the number of people of each batch once it is done.
 
     Raises:

@@ -8,7 +8,6 @@ import math
 import warnings
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from rle_tf.errors import ModelError
@@ -156,19 +155,6 @@ class RealNVP(keras.layers.Layer):
         """Draws (n, D) float32 samples; the same integer seed gives the same samples."""
         z = tf.random.stateless_normal([n, self.dims], seed=[seed, 0])
         return self.bijector.forward(z)
-
-    def spread(self, n: int = 100_000, seed: int = 0) -> np.ndarray:
-        """What one sigma is worth: the 68.27 % quantile of |x_d| under the density, (D,) float64.
-
-        For a normal density it is the standard deviation. The loss settles the product of sigma
-        and this, not sigma alone: a flow twice as narrow fits with sigmas twice as large. So an
-        error is to be expected within `sigma * spread`.
-
-        Args:
-            n: number of samples that it is estimated from.
-            seed: theirs.
-        """
-        return np.quantile(np.abs(self.sample(n, seed).numpy()), 0.6827, axis=0)
 
     def call(self, x):
         """`log_prob(x)`."""

@@ -27,6 +27,12 @@ MIN_SIGMA = 1e-9
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 
 
+def _quantile(values: np.ndarray, weight: np.ndarray, share: float) -> float:
+    """The quantile of values (m,) that count by weight (m,), which adds up to 1."""
+    order = np.argsort(values)
+    return float(values[order][np.searchsorted(np.cumsum(weight[order]), share)])
+
+
 class PoseLoss(keras.losses.Loss):
     """A loss over poses.
 
@@ -40,9 +46,48 @@ class PoseLoss(keras.losses.Loss):
     def __init__(self, name: str, reduction: str | None):
         super().__init__(name=name, reduction=reduction, dtype="float32")
 
+    @property
+    def flows(self) -> list[keras.layers.Layer]:
+        """Those of the two that there are."""
+        return [flow for flow in (self.flow, self.flow_2d) if flow is not None]
+
+    def log_density(self, residual) -> tf.Tensor | None:
+        """Log of the density of residuals (target - mu) / sigma that the loss learns, but for a
+        constant: (..., D) -> (...). None where no sigma is trained."""
+        return None
+
+    def proposals(self, dims: int, n: int, seed: int) -> list[tuple[tf.Tensor, tf.Tensor]]:
+        """Densities that the learned one is near to: (n, dims) draws of each, and the function
+        (..., dims) -> (...) of its log."""
+        return []
+
+    def _weighted(self, dims: int, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Residuals (m, dims), n of each proposal, and weights (m,) under which they are of the
+        learned density: importance sampling from the mixture of the proposals."""
+        proposals = self.proposals(dims, n, seed)
+        if not proposals:
+            return np.full((n, dims), np.nan), np.full(n, 1 / n)
+        points = tf.concat([points for points, _ in proposals], axis=0)
+        mixture = tf.reduce_logsumexp([log(points) for _, log in proposals], axis=0)
+        log_weight = np.float64(self.log_density(points) - mixture)
+        weight = np.exp(log_weight - log_weight.max())
+        return points.numpy().astype(np.float64), weight / weight.sum()
+
+    def draws(self, dims: int, n: int = 20_000, seed: int = 0) -> np.ndarray:
+        """(n, dims) float64 residuals drawn from the learned density, base times flow, normalised;
+        NaN where no sigma is trained."""
+        points, weight = self._weighted(dims, 8 * n, seed)
+        return points[np.random.default_rng(seed).choice(len(weight), n, p=weight)]
+
     def spread(self, dims: int) -> np.ndarray:
-        """(dims,) what one sigma is worth, as in `RealNVP.spread`; NaN where none is trained."""
-        return np.full(dims, np.nan)
+        """(dims,) what one sigma is worth: the 68.27 % quantile of |residual| under the learned
+        density, where a normal one has its standard deviation; NaN where no sigma is trained.
+
+        The loss settles the product of sigma and this, not sigma alone: a density twice as narrow
+        fits with sigmas twice as large. So an error is to be expected within `sigma * spread`.
+        """
+        points, weight = self._weighted(dims, 100_000, 0)
+        return np.array([_quantile(np.abs(column), weight, 0.6827) for column in points.T])
 
     def _supervised_error(self, target, output):
         """`keypoints - mu` with 0 where the weight is 0, the weight, and what is known (B, K, D).
@@ -129,8 +174,17 @@ def _official_laplace(residual, inverse_sigma):
 # -log Q of the normalised residual, one coordinate.
 _BASES = {"laplace": _laplace, "gaussian": _gaussian}
 _CONVENTIONS = ("paper", "official")
-# 68.27 % quantile of |r| under Q, as `RealNVP.spread` has it.
-_SPREADS = {"laplace": -math.log(1 - 0.6827), "gaussian": 1.0}
+
+
+def _base_proposal(base: str, scale: float, dims: int, n: int, seed: int):
+    """Draws (n, dims) of Q at a scale, and its log density."""
+    rng = np.random.default_rng([seed, 1])
+    unit = {"laplace": rng.laplace, "gaussian": rng.standard_normal}[base](size=(n, dims))
+
+    def log(residual):
+        return -tf.reduce_sum(_BASES[base](residual / scale), axis=-1) - dims * math.log(scale)
+
+    return tf.constant(unit * scale, tf.float32), log
 
 
 @keras.saving.register_keras_serializable(package="rle_tf")
@@ -163,8 +217,11 @@ class DensityLoss(PoseLoss):
         super().__init__(name, reduction)
         self.base = base
 
-    def spread(self, dims):
-        return np.full(dims, _SPREADS[self.base])
+    def log_density(self, residual):
+        return -tf.reduce_sum(_BASES[self.base](residual), axis=-1)
+
+    def proposals(self, dims, n, seed):
+        return [_base_proposal(self.base, 1.0, dims, n, seed)]
 
     def call(self, target, output):
         error, weight, _ = self._supervised_error(target, output)
@@ -252,8 +309,24 @@ class RLELoss(PoseLoss):
         self.base = base
         self.convention = convention
 
-    def spread(self, dims):
-        return self.flow.spread()
+    def log_density(self, residual):
+        residual = tf.cast(residual, tf.float32)
+        if self.convention == "paper":
+            return self.flow.log_prob(residual) - tf.reduce_sum(
+                _BASES[self.base](residual), axis=-1
+            )
+        # Each coordinate has the joint density of all once, mirrored.
+        base = _official_laplace(residual, 0.0) if self.base == "laplace" else _gaussian(residual)
+        return self.flow.dims * self.flow.log_prob(-residual) - tf.reduce_sum(base, axis=-1)
+
+    def proposals(self, dims, n, seed):
+        scale = math.sqrt(2) if (self.convention, self.base) == ("official", "laplace") else 1.0
+        sign = 1 if self.convention == "paper" else -1
+        of_flow = sign * self.flow.sample(n, seed)
+        return [
+            (of_flow, lambda residual: self.flow.log_prob(sign * residual)),
+            _base_proposal(self.base, scale, dims, n, seed),
+        ]
 
     def call(self, target, output):
         error, weight, known = self._supervised_error(target, output)

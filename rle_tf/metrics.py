@@ -192,6 +192,69 @@ def coverage(
     return float((error_px <= factor * sigma_px).mean())
 
 
+def reliability(confidence: ArrayLike, correct: ArrayLike, bins: int = 10) -> dict:
+    """How often what was held to be likely came true (Guo et al., "On calibration of modern neural
+    networks", ICML 2017).
+
+    Args:
+        confidence: (N,) in [0, 1].
+        correct: (N,) bool.
+        bins: Of equal width.
+
+    Returns:
+        `"bins"`: a dict of each bin with anything in it: mean `confidence`, share `correct`, and
+            how many `joints`.
+        `"ece"`: expected calibration error, the mean distance of the two weighted by the number.
+        `"brier"`: mean squared distance of confidence and outcome. Both NaN for N = 0.
+    """
+    confidence, correct = np.asarray(confidence, float), np.asarray(correct, bool)
+    which = np.minimum((confidence * bins).astype(int), bins - 1)
+    count = np.bincount(which, minlength=bins)
+    filled = np.flatnonzero(count)
+    means = np.bincount(which, confidence, bins)[filled] / count[filled]
+    shares = np.bincount(which, correct, bins)[filled] / count[filled]
+    total = len(confidence)
+    return {
+        "bins": [
+            {"confidence": float(mean), "correct": float(share), "joints": int(n)}
+            for mean, share, n in zip(means, shares, count[filled], strict=True)
+        ],
+        "ece": float(np.abs(means - shares) @ count[filled] / total) if total else float("nan"),
+        "brier": float(np.square(confidence - correct).mean()) if total else float("nan"),
+    }
+
+
+def risk_coverage(confidence: ArrayLike, correct: ArrayLike, points: int = 21) -> dict:
+    """What is gained by leaving out what is unsure (El-Yaniv and Wiener, JMLR 2010).
+
+    Args:
+        confidence: (N,), N at least 1; the surest come first, ties in the order given.
+        correct: (N,) bool.
+        points: At which shares the curve is given, equidistant from 0 to 1.
+
+    Returns:
+        `"coverage_kept"`: shares kept, and `"risk"`: of wrong ones among the kept, both `points`
+            long (at 0 the risk of the surest one); `"aurc"`: mean risk over all numbers kept.
+    """
+    order = np.argsort(-np.asarray(confidence, float), kind="stable")
+    wrong = ~np.asarray(correct, bool)[order]
+    risk = np.cumsum(wrong) / np.arange(1, len(wrong) + 1)
+    shares = np.linspace(0, 1, points)
+    kept = np.maximum(np.ceil(shares * len(wrong)).astype(int), 1)
+    return {
+        "coverage_kept": shares.round(4).tolist(),
+        "risk": risk[kept - 1].tolist(),
+        "aurc": float(risk.mean()),
+    }
+
+
+def correlation(a: ArrayLike, b: ArrayLike) -> float:
+    """Pearson's correlation of two (N,) arrays; NaN where one of them is constant."""
+    a, b = (np.asarray(values, float) - np.mean(values) for values in (a, b))
+    scale = np.sqrt(np.square(a).sum() * np.square(b).sum())
+    return float(a @ b / scale) if scale > 0 else float("nan")
+
+
 def torso_scores(
     predicted_px: ArrayLike,
     target_px: ArrayLike,

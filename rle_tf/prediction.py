@@ -16,13 +16,15 @@ import tensorflow as tf
 from PIL import Image, ImageOps
 
 from rle_tf import geometry
+from rle_tf.calibration import run_calibration
 from rle_tf.data.annotations import is_box
+from rle_tf.data.confidence import Confidence
 from rle_tf.data.crops import cut_crop, decode
 from rle_tf.data.source import Poses
 from rle_tf.drawing import draw_poses
 from rle_tf.errors import DataError, ModelError
 from rle_tf.evaluation import flip_back, forward_function
-from rle_tf.export.savedmodel import load_savedmodel, read_metadata
+from rle_tf.export.savedmodel import load_savedmodel, metadata_confidence, read_metadata
 from rle_tf.run_folder import RunFolder
 from rle_tf.skeletons import Skeleton
 
@@ -37,7 +39,8 @@ class Predictor:
         skeleton: What its joints are.
         image_size: (height, width) of its input.
         box_margin: Between a person's box and the crop.
-        spread: (D,) expected error / sigma, as in `RealNVP.spread`; NaN where it is not known.
+        spread: (D,) or (K, D) expected error / sigma; NaN where it is not known.
+        confidence: Of a calibrated model, else None.
         forward: uint8 RGB crops (B, H, W, 3) -> {"mu": (B, K, D), "sigma": (B, K, D)}.
     """
 
@@ -45,6 +48,7 @@ class Predictor:
     image_size: tuple[int, int]
     box_margin: float
     spread: np.ndarray
+    confidence: Confidence | None
     forward: Callable[[tf.Tensor], dict[str, tf.Tensor]]
 
     def __call__(self, image: np.ndarray, boxes_xyxy: np.ndarray) -> Poses:
@@ -61,7 +65,12 @@ class Predictor:
         pixels = tf.constant(image)
         crops = [cut_crop(pixels, box, self.image_size) for box in crop_boxes]
         crops = tf.reshape(tf.cast(crops, tf.uint8), (len(crops), *self.image_size, 3))
-        return decode(self.forward(crops), crop_boxes.numpy(), spread=self.spread)
+        return decode(
+            self.forward(crops),
+            crop_boxes.numpy(),
+            spread=self.spread,
+            confidence=self.confidence,
+        )
 
 
 def load_predictor(model: Path | str, flip_test: bool = False) -> Predictor:
@@ -82,11 +91,13 @@ def load_predictor(model: Path | str, flip_test: bool = False) -> Predictor:
         _check_sees_images(input_format.reads_images, model)
         skeleton = config.data.source.skeleton
         regress = forward_function(regressor, skeleton, input_format, flip_test)
+        calibration = run_calibration(folder, regressor)
         return Predictor(
             skeleton,
             input_format.image_size,
             input_format.box_margin,
-            folder.spread,
+            folder.spread if calibration is None else calibration.spread,
+            None if calibration is None else calibration.confidence,
             lambda crops: regress(input_format.normalise(tf.cast(crops, tf.float32))),
         )
     versions = [path for path in model.glob("*") if path.name.isdecimal() and path.is_dir()]
@@ -129,6 +140,7 @@ def _from_savedmodel(folder: Path, flip_test: bool) -> Predictor:
         (height, width),
         metadata["box_margin"],
         np.array(metadata["spread"], float),
+        metadata_confidence(metadata),
         forward,
     )
 
@@ -204,8 +216,8 @@ def predict_images(
         What the JSON holds: a dict an image with `image` and `people`, each person with
         `box_xywh`, `score` and `joints`: `name`, `x`, `y`, `sigma_x`, `sigma_y` (pixels of the
         image; sigmas are null where the model was trained with l1 or l2), of a 3D model `depth_mm`
-        and `sigma_depth_mm` (away from the camera, relative to the root), and `confidence`
-        (1 - mean sigma).
+        and `depth_sigma_mm` (away from the camera, relative to the root), `score` (1 - mean sigma)
+        and `confidence` (see `Poses`; null where the model is not calibrated).
 
     Raises:
         DataError: for an image that cannot be read, or a box without area inside its image.
@@ -251,7 +263,7 @@ def predict_images(
 
 
 # What a joint's coordinates and their sigmas are called in predictions.json, to what precision.
-_COORDINATES = (("x", "sigma_x", 2), ("y", "sigma_y", 2), ("depth_mm", "sigma_depth_mm", 1))
+_COORDINATES = (("x", "sigma_x", 2), ("y", "sigma_y", 2), ("depth_mm", "depth_sigma_mm", 1))
 
 
 def _people(poses: Poses, boxes_xywh: np.ndarray, skeleton: Skeleton) -> list[dict]:
@@ -264,7 +276,12 @@ def _people(poses: Poses, boxes_xywh: np.ndarray, skeleton: Skeleton) -> list[di
             for (value, sigma), (key, sigma_key, digits) in zip(values, _COORDINATES, strict=False):
                 entry[key] = round(float(value), digits)
                 entry[sigma_key] = None if math.isnan(sigma) else round(float(sigma), digits + 1)
-            entry["confidence"] = round(float(poses.joint_scores[row, joint]), 4)
+            entry["score"] = round(float(poses.joint_scores[row, joint]), 4)
+            entry["confidence"] = (
+                None
+                if poses.confidences is None
+                else round(float(poses.confidences[row, joint]), 4)
+            )
             joints.append(entry)
         people.append(
             {

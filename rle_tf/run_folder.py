@@ -8,6 +8,7 @@ import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from zipfile import BadZipFile
 
 import keras
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from rle_tf.config import RunConfig, load_config
 from rle_tf.errors import ModelError
 from rle_tf.estimator import PoseEstimator, check_outputs
+from rle_tf.losses import PoseLoss
 
 LOG = logging.getLogger(__name__)
 
@@ -24,8 +26,9 @@ class RunFolder:
     """Files of a run.
 
     `config.yaml` (resolved), `checkpoints/`, `tensorboard/`, `history.jsonl` (a line an epoch),
-    `regressor.keras`, `density.json` (what is left of the flow), `metrics.json` and `results.json`
-    (the dataset's submission format).
+    `regressor.keras`, `flow.npz` (what it was trained with), `density.json` (what one sigma is
+    worth), `metrics.json` and `results.json` (the dataset's submission format), and where it was
+    calibrated `calibration.json`, and `calibration_report.json` and `.png`.
     """
 
     path: Path
@@ -41,6 +44,18 @@ class RunFolder:
     @property
     def density(self) -> Path:
         return self.path / "density.json"
+
+    @property
+    def flow(self) -> Path:
+        return self.path / "flow.npz"
+
+    @property
+    def calibration(self) -> Path:
+        return self.path / "calibration.json"
+
+    @property
+    def calibration_report(self) -> Path:
+        return self.path / "calibration_report.json"
 
     @property
     def history(self) -> Path:
@@ -80,14 +95,48 @@ class RunFolder:
             raise ModelError(f"{self.density}: no such file; expected the folder of a run")
         return np.array(json.loads(self.density.read_text())["spread"], float)
 
+    def load_loss(self, config: RunConfig, dims: int) -> PoseLoss:
+        """The loss of the run with its trained flow.
+
+        Args:
+            config: The run's.
+            dims: Coordinates of the regressor's joints.
+
+        Raises:
+            ModelError: if the flow was not written, or is of another loss.
+        """
+        if not self.flow.is_file():
+            raise ModelError(
+                f"{self.flow}: no such file; expected the flow of a run (one of an older version "
+                "is written again by rle-tf train ... --resume)"
+            )
+        loss = config.loss.build(dims)
+        variables = [variable for flow in loss.flows for variable in flow.weights]
+        try:
+            with np.load(self.flow) as content:
+                values = list(content.values())
+        except (OSError, ValueError, BadZipFile) as error:
+            raise ModelError(f"{self.flow}: cannot be read as a flow: {error}") from None
+        if [value.shape for value in values] != [tuple(v.shape) for v in variables]:
+            raise ModelError(
+                f"{self.flow}: holds {len(values)} arrays; expected the {len(variables)} of loss "
+                f"'{config.loss.kind}' as the config describes it"
+            )
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
+        return loss
+
     def save_regressor(self, estimator: PoseEstimator) -> None:
-        """Writes `regressor.keras` and `density.json`.
+        """Writes `regressor.keras`, `flow.npz` and `density.json`.
 
         An older regressor stays until the new one is whole.
         """
         unfinished = self.path / f"unfinished_{os.getpid()}.keras"
         estimator.regressor.save(unfinished)
         os.replace(unfinished, self.regressor)
+        unfinished = self.path / f"unfinished_{os.getpid()}.npz"
+        np.savez(unfinished, *(value for flow in estimator.flows for value in flow.get_weights()))
+        os.replace(unfinished, self.flow)
         spread = [None if np.isnan(value) else float(value) for value in estimator.spread]
         self.density.write_text(json.dumps({"spread": spread}) + "\n")
 

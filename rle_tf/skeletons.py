@@ -14,8 +14,8 @@ class Skeleton:
         bones: Pairs of joint indices joined by a line in drawings.
         upper_body: Indices of the joints above the hips, for half-body augmentation.
         oks_sigmas: K per-joint constants of the object keypoint similarity, in units of the
-            square root of the person's area (COCO: measured spread of human annotators);
-            empty where none are published.
+            square root of the person's area (COCO: measured spread of human annotators; neck and
+            head top: those of CrowdPose's evaluation code); empty where none are published.
     """
 
     name: str
@@ -77,6 +77,10 @@ LSP14 = Skeleton(
         (8, 12), (9, 12), (12, 13), (2, 8), (3, 9),
     ),
     upper_body=(6, 7, 8, 9, 10, 11, 12, 13),
+    oks_sigmas=(
+        0.089, 0.087, 0.107, 0.107, 0.087, 0.089, 0.062, 0.072, 0.079, 0.079, 0.072, 0.062,
+        0.079, 0.079,
+    ),
 )  # fmt: skip
 
 MPII16 = Skeleton(
@@ -117,6 +121,7 @@ PERSON19 = Skeleton(
     flip_pairs=COCO17.flip_pairs,
     bones=(*COCO17.bones, (5, 17), (6, 17), (17, 18)),
     upper_body=(*COCO17.upper_body, 17, 18),
+    oks_sigmas=(*COCO17.oks_sigmas, 0.079, 0.079),
 )
 
 SKELETONS = {skeleton.name: skeleton for skeleton in (COCO17, LSP14, MPII16, H36M18, PERSON19)}

@@ -30,6 +30,8 @@ FLOORS = {
     "rle_tf.export": 2,
     "rle_tf.prediction": 2,
     "rle_tf.drawing": 2,
+    "rle_tf.charts": 2,
+    "rle_tf.calibration": 2,
     "rle_tf.cli": 3,
     "rle_tf.server": 3,
     "rle_tf.__main__": 3,

@@ -223,7 +223,58 @@ def test_a_density_alone_is_a_negative_log_likelihood(base):
     np.testing.assert_allclose(value, wanted.sum((1, 2)), rtol=1e-5)
     # What one sigma is worth: the error that 68.27 % of this density stay within.
     quantile = density.ppf(0.5 + 0.6827 / 2)
-    np.testing.assert_allclose(DensityLoss(base).spread(2), [quantile] * 2, rtol=1e-3)
+    np.testing.assert_allclose(DensityLoss(base).spread(2), [quantile] * 2, rtol=0.01)
+
+
+# exp(log density) of one coordinate under a flow that is the identity, but for a constant. With two
+# coordinates the official convention has G twice.
+PRODUCTS = {
+    ("laplace", "paper"): lambda r: np.exp(-np.abs(r) - r**2 / 2),
+    ("gaussian", "paper"): lambda r: np.exp(-(r**2)),
+    ("laplace", "official"): lambda r: np.exp(-np.abs(r) / np.sqrt(2) - r**2),
+    ("gaussian", "official"): lambda r: np.exp(-1.5 * r**2),
+}
+
+
+@pytest.mark.parametrize(("base", "convention"), PRODUCTS)
+def test_the_learned_density_is_base_times_flow(base, convention):
+    loss = RLELoss(RealNVP(2, layers=0), base, convention)
+    grid = np.linspace(-8, 8, 4001)
+    density = PRODUCTS[base, convention](grid)
+    share = np.cumsum(density) / density.sum()
+    quantile = grid[np.searchsorted(share, 0.5 + 0.6827 / 2)]
+    np.testing.assert_allclose(loss.spread(2), [quantile] * 2, rtol=0.01)
+    draws = loss.draws(2)
+    assert draws.shape == (20_000, 2)
+    np.testing.assert_allclose(np.quantile(np.abs(draws), 0.6827, axis=0), quantile, rtol=0.04)
+    np.testing.assert_allclose(draws.mean(axis=0), [0, 0], atol=0.03)
+
+
+@pytest.mark.parametrize("convention", ["paper", "official"])
+def test_the_learned_density_is_what_the_loss_minimises(convention):
+    """At a sigma of 1 the loss of a joint is -log density, but for a constant."""
+    keras.utils.set_random_seed(3)
+    loss = RLELoss(bent_flow(2), convention=convention, reduction=None)
+    residual = np.random.default_rng(0).normal(size=(50, 1, 2)).astype("float32")
+    target = {"keypoints": residual, "weight": np.ones_like(residual)}
+    output = {"mu": np.zeros_like(residual), "log_sigma": np.zeros_like(residual)}
+    difference = loss(target, output).numpy() + loss.log_density(residual[:, 0]).numpy()
+    np.testing.assert_allclose(difference, difference[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_flow_off_centre_moves_the_draws():
+    flow = RealNVP(2, layers=2)
+    for net in flow.shift_nets:
+        net.dense[-1].kernel.assign(tf.zeros_like(net.dense[-1].kernel))
+        net.dense[-1].bias.assign([0.5, 0.5])
+    for net in flow.scale_nets:
+        net.dense[-1].kernel.assign(tf.zeros_like(net.dense[-1].kernel))
+    # N(0.5, 1) times N(0, 1) is N(0.25, 1/2).
+    draws = RLELoss(flow, "gaussian").draws(2)
+    np.testing.assert_allclose(draws.mean(axis=0), [0.25, 0.25], atol=0.03)
+    np.testing.assert_allclose(draws.std(axis=0), [np.sqrt(0.5)] * 2, rtol=0.03)
+    assert (draws == RLELoss(flow, "gaussian").draws(2)).all()
+    assert np.isnan(L1Loss().draws(3)).all() and L1Loss().log_density(np.zeros((1, 2))) is None
 
 
 @pytest.mark.parametrize("base", ["laplace", "gaussian"])

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from rle_tf import geometry, metrics
 from rle_tf.data.augment import DRAWS, Augmentation, augment, colour, occlude
+from rle_tf.data.confidence import Confidence
 from rle_tf.data.source import UNIT_SPREAD, Poses, Records
 from rle_tf.errors import ModelError
 from rle_tf.skeletons import Skeleton
@@ -140,6 +141,7 @@ def decode(
     crop_boxes_xyxy: np.ndarray,
     box_scores: np.ndarray | float = 0.0,
     spread: Sequence[float] = UNIT_SPREAD,
+    confidence: Confidence | None = None,
 ) -> Poses:
     """Unit coordinates of crops as poses.
 
@@ -147,17 +149,19 @@ def decode(
         output: {"mu": (N, K, D), "sigma": (N, K, D)}.
         crop_boxes_xyxy: (N, 4) where the crops lie, image pixels.
         box_scores: (N,) of the detector, or 0.
-        spread: (D,) the flow's `RealNVP.spread`, the error to be expected at a sigma of 1.
+        spread: (D,) of all joints or (K, D) of each, the error to be expected at a sigma of 1.
+        confidence: Of a calibrated regressor.
     """
     mu, sigma = (np.asarray(output[key], np.float64) for key in ("mu", "sigma"))
     joint_scores = 1 - sigma.mean(axis=-1)
-    expected = sigma * spread[: sigma.shape[-1]]
+    expected = sigma * np.asarray(spread, float)[..., : sigma.shape[-1]]
     return Poses(
         keypoints=geometry.unit_to_image(mu, crop_boxes_xyxy),
         sigmas=geometry.unit_to_image_scale(expected, crop_boxes_xyxy),
         joint_scores=joint_scores,
         person_scores=metrics.person_scores(joint_scores, box_scores),
         crop_boxes_xyxy=np.asarray(crop_boxes_xyxy, np.float64),
+        confidences=None if confidence is None else confidence(sigma).numpy().astype(np.float64),
     )
 
 

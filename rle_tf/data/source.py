@@ -60,10 +60,13 @@ class Poses:
         keypoints: (N, K, D) float64, in the units of `Records.keypoints`: x and y in image pixels,
             a third coordinate in millimetres relative to the root.
         sigmas: (N, K, D) float64, in the same units: the error to be expected along each
-            coordinate, sigma times the spread of the flow that it was trained with.
-        joint_scores: (N, K) float64, 1 - mean sigma in unit coordinates.
+            coordinate, sigma times its spread (of a calibration, or of the density that it was
+            trained with).
+        joint_scores: (N, K) float64, 1 - mean sigma in unit coordinates: the paper's.
         person_scores: (N,) float64.
         crop_boxes_xyxy: (N, 4) float64, where the regressor looked.
+        confidences: (N, K) float64, the calibrated probability that a joint is off by less than a
+            tenth of the person's size; None where the regressor is not calibrated.
     """
 
     keypoints: np.ndarray
@@ -71,10 +74,11 @@ class Poses:
     joint_scores: np.ndarray
     person_scores: np.ndarray
     crop_boxes_xyxy: np.ndarray
+    confidences: np.ndarray | None = None
 
     def take(self, rows: np.ndarray | slice) -> "Poses":
         """The poses of some rows: indices, a mask or a slice."""
-        return Poses(*(column[rows] for column in vars(self).values()))
+        return Poses(*(None if column is None else column[rows] for column in vars(self).values()))
 
     def of_joints(self, places: Sequence[int], dims: int) -> "Poses":
         """The poses with joint `places[i]` as joint i, and `dims` coordinates of each at most."""
@@ -84,6 +88,7 @@ class Poses:
             keypoints=self.keypoints[:, places, :dims],
             sigmas=self.sigmas[:, places, :dims],
             joint_scores=self.joint_scores[:, places],
+            confidences=None if self.confidences is None else self.confidences[:, places],
         )
 
 

@@ -29,6 +29,7 @@ MIN_CALIBRATION_CROPS = 16
 # What the numbers are, by the model's kind of input, the signature and the tensor's name.
 _XY_OF_CROP = "pixels of the crop, x and y"
 _XY_OF_PHOTO = "pixels of the photograph, x and y"
+_CONFIDENCE = "probability of being off by less than a tenth of the person's size, 0 to 1"
 _MM = "mm from the root joint: x right, y down, z away from the camera"
 _UNITS = {
     ("image", "serving_default"): {
@@ -36,6 +37,7 @@ _UNITS = {
         "mu": "x and y: pixel / (W, H) - 0.5 of the crop; z: mm / 2000 from the root joint",
         "sigma": "as mu",
         "score": "1 - mean of sigma, 0 to 1",
+        "confidence": _CONFIDENCE,
         "keypoints_px": _XY_OF_CROP,
         "sigma_px": _XY_OF_CROP,
         "depth_mm": "mm from the root joint, positive is farther from the camera",
@@ -51,6 +53,7 @@ _UNITS = {
         "keypoints_px": _XY_OF_PHOTO,
         "sigma_mm": "mm along each axis",
         "score": "1 - mean of sigma, 0 to 1",
+        "confidence": _CONFIDENCE,
     },
     ("keypoints", "serving_default"): {
         "keypoints_px": _XY_OF_PHOTO,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import keras
 
+from rle_tf.calibration import run_calibration
 from rle_tf.config import RunConfig
 from rle_tf.errors import ModelError
 from rle_tf.export.formats import Format, Precision
@@ -54,7 +55,8 @@ def export_run(
         What was written.
 
     Raises:
-        ModelError: A format cannot hold the regressor; the packages of an extra are not installed;
+        ModelError: A format cannot hold the regressor; the calibration of the run is of another
+            one; the packages of an extra are not installed;
             `serving` or `report` without a SavedModel; `report` of a lifter; a name that cannot
             stand in a path and in an address. Nothing is written then.
         DataError: The images for the calibration cannot be used.
@@ -77,6 +79,7 @@ def export_run(
         # First: what is missing is said before anything is written.
         say("reading crops for the calibration")
         calibration = calibration_crops(config.open_source("train"), config.input_format)
+    calibrated = run_calibration(run, regressor)
     version = newest_version(model_dir) + 1
     data = config.data
     crops = {"mean": data.mean, "std": data.std, "box_margin": data.box_margin}
@@ -96,7 +99,8 @@ def export_run(
             regressor,
             model_dir if keep else Path(stack.enter_context(tempfile.TemporaryDirectory())),
             skeleton=data.source.skeleton,
-            spread=run.spread,
+            spread=run.spread if calibrated is None else calibrated.spread,
+            confidence=None if calibrated is None else calibrated.confidence,
             version=version,
             warm_up=serving,
             **(crops if config.input_format.reads_images else {}),

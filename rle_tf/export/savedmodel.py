@@ -1,7 +1,6 @@
 """A trained regressor as a TensorFlow SavedModel: crops or keypoints in, poses out."""
 
 import json
-import math
 import os
 import re
 import tempfile
@@ -10,8 +9,11 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 
 import keras
+import numpy as np
 import tensorflow as tf
+from numpy.typing import ArrayLike
 
+from rle_tf.data.confidence import Confidence
 from rle_tf.data.crops import CropFormat
 from rle_tf.errors import ModelError
 from rle_tf.export.serving import write_warm_up
@@ -22,7 +24,7 @@ from rle_tf.skeletons import Skeleton
 _METADATA = Path("assets.extra", "rle_tf.json")
 _METADATA_KEYS = (
     "input", "skeleton", "joints", "bones", "flip_pairs", "root", "image_size", "dims", "mean",
-    "std", "box_margin", "spread", "versions",
+    "std", "box_margin", "spread", "confidence", "versions",
 )  # fmt: skip
 
 
@@ -34,7 +36,8 @@ def export_savedmodel(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     box_margin: float | None = None,
-    spread: Sequence[float] | None = None,
+    spread: ArrayLike | None = None,
+    confidence: Confidence | None = None,
     version: int | None = None,
     warm_up: bool = False,
 ) -> Path:
@@ -42,7 +45,10 @@ def export_savedmodel(
 
     Below, all outputs are float32 and B is free; `error` is sigma * spread, the error to be
     expected, and what is computed from it is NaN where `spread` is. Every signature but `raw` gives
-        score (B, K): 1 - the mean of sigma over D, the joint's confidence (the paper's).
+        score (B, K): 1 - the mean of sigma over D (the paper's confidence),
+    and, where `confidence` is given, every one of an image regressor but `raw` gives
+        confidence (B, K): the calibrated probability that the joint is off by less than a tenth
+            of the person's size, the crop's longer side / `box_margin`.
 
     **An image regressor**: functional model, (B, H, W, 3) float32 -> {"mu", "log_sigma"}, each
     (B, K, D). The signature `serving_default` takes
@@ -59,8 +65,8 @@ def export_savedmodel(
         image_bytes (B,): string, encoded JPEG or PNG photographs,
         boxes_xyxy (B, N, 4): float32, of the people in each, as `crops_of_photographs` takes them,
     and gives, of pixels of the photographs as they are displayed,
-        keypoints_px, sigma_px (B, N, K, 2), score (B, N, K), where D = 3 depth_mm and
-            depth_sigma_mm (B, N, K); 0 where there is no box.
+        keypoints_px, sigma_px (B, N, K, 2), score and confidence (B, N, K), where D = 3 depth_mm
+            and depth_sigma_mm (B, N, K); 0 where there is no box.
         person_score (B, N): mean + maximum of `score`.
         present (B, N): bool, where there is a box.
     `predict_image_flip_test` averages with the mirrored crops.
@@ -100,8 +106,9 @@ def export_savedmodel(
         std: Of each channel; what is left is divided by it.
         box_margin: The factor between a person's box and the crop that it was trained on, 1.25 in
             the paper's recipe; written beside the graph for those who make the crops.
-        spread: (D,) `RealNVP.spread` of the flow that it was trained with, the error to be
-            expected at a sigma of 1; by default 1.
+        spread: (D,), or (K, D) for each joint, the error to be expected at a sigma of 1: of a
+            calibration, or of the density that it was trained with; by default 1.
+        confidence: Of a calibrated image regressor (`Calibration.confidence`).
         version: 1 or more; by default one more than the highest in `directory`.
         warm_up: Whether to add the requests with which TensorFlow Serving warms up.
 
@@ -116,9 +123,18 @@ def export_savedmodel(
     directory = Path(directory)
     kind, image_size, dims = _check(regressor, skeleton)
     _check_crops(regressor, kind, mean, std, box_margin)
-    spread = [1.0] * dims if spread is None else [float(value) for value in spread]
-    if len(spread) != dims:
-        raise ModelError(f"spread: found {spread}; expected {dims} numbers, one a coordinate")
+    spread = np.ones(dims) if spread is None else np.asarray(spread, float)
+    joints = len(skeleton.joints)
+    if spread.shape not in ((dims,), (joints, dims)):
+        raise ModelError(
+            f"spread: found an array of shape {spread.shape}; expected {dims} numbers, one a"
+            f" coordinate, or ({joints}, {dims})"
+        )
+    if confidence is not None and (kind != "image" or len(confidence.values) != joints):
+        raise ModelError(
+            f"confidence: found that of {len(confidence.values)} joints for {joints} joints and the"
+            f" input {kind!r}; expected an image regressor's, of its joints"
+        )
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
@@ -143,7 +159,13 @@ def export_savedmodel(
         "mean": None if mean is None else [float(value) for value in mean],
         "std": None if std is None else [float(value) for value in std],
         "box_margin": None if box_margin is None else float(box_margin),
-        "spread": [None if math.isnan(value) else value for value in spread],
+        "spread": np.where(np.isnan(spread), None, spread).tolist(),
+        "confidence": None
+        if confidence is None
+        else {
+            "log_sigma": confidence.log_sigma.tolist(),
+            "values": confidence.values.round(6).tolist(),
+        },
         "versions": {
             "rle_tf": installed_version("rle-tf"),
             "keras": keras.__version__,
@@ -153,9 +175,9 @@ def export_savedmodel(
     network = float32_network(regressor)
     if kind == "image":
         crops = CropFormat(image_size, tuple(map(float, mean)), tuple(map(float, std)), box_margin)
-        endpoints = image_endpoints(network, crops, skeleton, dims, spread)
+        endpoints = image_endpoints(network, crops, skeleton, dims, spread, confidence)
     else:
-        endpoints = lifting_endpoints(network, len(skeleton.joints), spread)
+        endpoints = lifting_endpoints(network, joints, spread)
     # Serving passes over names that are not numbers. The graph goes one level deeper because the
     # temporary folder itself is private to this user, which a served model must not be.
     with tempfile.TemporaryDirectory(prefix=".export-", dir=directory) as temporary:
@@ -183,7 +205,8 @@ def read_metadata(model_dir: str | Path) -> dict:
         `input` ("image" or "keypoints"), `skeleton` (its name), `joints` (K names), `bones` and
         `flip_pairs` (pairs of joint indices), `root` (the joint index that depths are relative to,
         None where the skeleton has none), `image_size` [H, W], `dims` (D), `mean` and `std` (RGB,
-        of pixel / 255), `box_margin`, `spread` (D numbers, None where unknown), `versions` (of
+        of pixel / 255), `box_margin`, `spread` (D numbers or K lists of D, None where unknown),
+        `confidence` (None where not calibrated, see `metadata_confidence`), `versions` (of
         rle_tf, keras and tensorflow when it was written). `image_size`, `mean`, `std` and
         `box_margin` are None where the input is keypoints.
 
@@ -209,6 +232,14 @@ def read_metadata(model_dir: str | Path) -> dict:
     if missing:
         raise ModelError(f"{path}: found the keys {found}; expected also {missing}")
     return metadata
+
+
+def metadata_confidence(metadata: dict) -> Confidence | None:
+    """The confidence that `read_metadata` tells of; None where the model is not calibrated."""
+    content = metadata["confidence"]
+    if content is None:
+        return None
+    return Confidence(**{key: np.array(value, float) for key, value in content.items()})
 
 
 def check_model_name(name: str) -> None:

@@ -3,11 +3,13 @@
 `export_savedmodel` lists their inputs and outputs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import keras
+import numpy as np
 import tensorflow as tf
 
+from rle_tf.data.confidence import Confidence
 from rle_tf.data.crops import CropFormat
 from rle_tf.evaluation import flip_back
 from rle_tf.export.photograph import crops_of_photographs
@@ -49,11 +51,17 @@ def image_endpoints(
     crops: CropFormat,
     skeleton: Skeleton,
     dims: int,
-    spread: Sequence[float],
+    spread: np.ndarray,
+    confidence: Confidence | None,
 ) -> Endpoints:
     """The signatures of a regressor of images, with D = `dims`."""
     height, width = crops.image_size
     size_px = tf.constant([width, height], tf.float32)
+    spread = np.float32(spread)
+
+    def scores(sigma):
+        calibrated = {} if confidence is None else {"confidence": confidence(sigma)}
+        return {"score": _score(sigma), **calibrated}
 
     def regress(image, flip_test=False):
         image = crops.normalise(tf.cast(image, tf.float32))
@@ -75,7 +83,7 @@ def image_endpoints(
         mu, error = output["mu"], output["sigma"] * spread
         return {
             **output,
-            "score": _score(output["sigma"]),
+            **scores(output["sigma"]),
             "keypoints_px": (mu[..., :2] + 0.5) * size_px,
             "sigma_px": error[..., :2] * size_px,
             **depth(mu, error),
@@ -96,7 +104,7 @@ def image_endpoints(
         people = {
             "keypoints_px": low + (mu[..., :2] + 0.5) * (high - low),
             "sigma_px": error[..., :2] * (high - low),
-            "score": score,
+            **scores(output["sigma"]),
             "person_score": tf.reduce_mean(score, axis=-1) + tf.reduce_max(score, axis=-1),
             **depth(mu, error),
         }
@@ -133,7 +141,7 @@ def image_endpoints(
             "sigma_mm": tf.concat(
                 [error[..., :2] * (high - low) * mm_per_px, error[..., 2:] * DEPTH_MM], axis=-1
             ),
-            "score": _score(output["sigma"]),
+            **scores(output["sigma"]),
         }
 
     image = tf.TensorSpec((None, height, width, 3), tf.uint8, name="image")
@@ -158,8 +166,9 @@ def image_endpoints(
     return endpoints
 
 
-def lifting_endpoints(network: Network, joints: int, spread: Sequence[float]) -> Endpoints:
+def lifting_endpoints(network: Network, joints: int, spread: np.ndarray) -> Endpoints:
     """The signatures of a lifter."""
+    spread = np.float32(spread)
 
     def serve(keypoints_px, image_wh):
         keypoints_px = _checked(
