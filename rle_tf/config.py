@@ -417,6 +417,9 @@ class ModelConfig(Section):
         output_layer: The backbone is cut at this layer.
         head: `pooled` (the paper's) or `soft_argmax`.
         feature_norm: Whether the mean head divides its features by their L2 norm.
+        freeze: Layers of the backbone up to this one are not trained.
+        pyramid: Finer maps that head `soft_argmax` looks at, names of layers from fine to coarse.
+        pyramid_channels: Of the map that they are merged into.
     """
 
     kind: Literal["image"] = "image"
@@ -425,6 +428,9 @@ class ModelConfig(Section):
     output_layer: str | None = None
     head: Literal[tuple(HEADS)] = "pooled"
     feature_norm: bool = True
+    freeze: str | None = None
+    pyramid: tuple[str, ...] = ()
+    pyramid_channels: int = Field(128, gt=0)
 
     def build(self, skeleton: Skeleton, dims: int, image_size: tuple[int, int]):
         """The `keras.Model` of `rle_tf.models.regressor.build_regressor`."""
@@ -437,6 +443,9 @@ class ModelConfig(Section):
             head=self.head,
             feature_norm=self.feature_norm,
             output_layer=self.output_layer,
+            freeze=self.freeze,
+            pyramid=self.pyramid,
+            pyramid_channels=self.pyramid_channels,
         )
 
 
@@ -509,14 +518,17 @@ class DensityLossConfig(Section):
 
 
 class TrainConfig(Section):
-    """How it is trained: Adam, with a learning rate that drops in steps.
+    """How it is trained: Adam, with a learning rate that falls.
 
     Attributes:
         batch_size: Over all replicas.
         epochs: How often every person is seen.
         steps_per_epoch: Batches that count as an epoch; by default as many as everybody fills.
         learning_rate: Adam's.
-        drop_epochs: After each of these epochs the learning rate is multiplied by `drop_factor`.
+        schedule: `steps`, or `cosine`: along half a cosine to 0 at the last epoch (Loshchilov and
+            Hutter, ICLR 2017). A run that is resumed with other `epochs` takes another curve.
+        drop_epochs: With `steps`, after each of these epochs the learning rate is multiplied by
+            `drop_factor`.
         clip_norm: Limit of the global norm of the gradient, or `null`.
         strategy: `none` (one device) or `mirrored` (all devices of this machine).
         evaluate_every: Epochs between evaluations of AP while training; 0: at the end alone.
@@ -528,6 +540,7 @@ class TrainConfig(Section):
     epochs: int = Field(gt=0)
     steps_per_epoch: int | None = Field(None, gt=0)
     learning_rate: float = Field(1e-3, gt=0)
+    schedule: Literal["steps", "cosine"] = "steps"
     drop_epochs: tuple[int, ...] = ()
     drop_factor: float = Field(0.1, gt=0)
     clip_norm: float | None = Field(None, gt=0)
@@ -542,6 +555,12 @@ class TrainConfig(Section):
         if list(epochs) != sorted(set(epochs)) or min(epochs, default=1) < 1:
             raise ValueError("expected epochs from 1 on that ascend")
         return epochs
+
+    @model_validator(mode="after")
+    def _steps_or_cosine(self):
+        if self.schedule == "cosine" and self.drop_epochs:
+            raise ValueError("drop_epochs are of schedule steps; expected none with cosine")
+        return self
 
 
 def _model_kind(value) -> str:

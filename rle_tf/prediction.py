@@ -40,16 +40,16 @@ class Predictor:
         image_size: (height, width) of its input.
         box_margin: Between a person's box and the crop.
         spread: (D,) or (K, D) expected error / sigma; NaN where it is not known.
-        confidence: Of a calibrated model, else None.
         forward: uint8 RGB crops (B, H, W, 3) -> {"mu": (B, K, D), "sigma": (B, K, D)}.
+        confidence: Of a calibrated model.
     """
 
     skeleton: Skeleton
     image_size: tuple[int, int]
     box_margin: float
     spread: np.ndarray
-    confidence: Confidence | None
     forward: Callable[[tf.Tensor], dict[str, tf.Tensor]]
+    confidence: Confidence | None = None
 
     def __call__(self, image: np.ndarray, boxes_xyxy: np.ndarray) -> Poses:
         """The poses of the people in some boxes of one image.
@@ -97,8 +97,8 @@ def load_predictor(model: Path | str, flip_test: bool = False) -> Predictor:
             input_format.image_size,
             input_format.box_margin,
             folder.spread if calibration is None else calibration.spread,
-            None if calibration is None else calibration.confidence,
             lambda crops: regress(input_format.normalise(tf.cast(crops, tf.float32))),
+            None if calibration is None else calibration.confidence,
         )
     versions = [path for path in model.glob("*") if path.name.isdecimal() and path.is_dir()]
     if versions:
@@ -140,8 +140,8 @@ def _from_savedmodel(folder: Path, flip_test: bool) -> Predictor:
         (height, width),
         metadata["box_margin"],
         np.array(metadata["spread"], float),
-        metadata_confidence(metadata),
         forward,
+        metadata_confidence(metadata),
     )
 
 

@@ -26,13 +26,17 @@ LOG = logging.getLogger(__name__)
 
 
 def build_estimator(config: RunConfig, source: Source, steps_per_epoch: int) -> PoseEstimator:
-    """The compiled estimator of a config, with Adam and its stepwise learning rate."""
+    """The compiled estimator of a config, with Adam and the schedule of its learning rate."""
     dims = source.records.keypoints.shape[-1]
     regressor = config.model.build(source.skeleton, dims, config.data.image_size)
     estimator = PoseEstimator(regressor, config.loss.build(dims))
     train = config.train
     learning_rate = train.learning_rate
-    if train.drop_epochs:
+    if train.schedule == "cosine":
+        learning_rate = keras.optimizers.schedules.CosineDecay(
+            learning_rate, steps_per_epoch * train.epochs
+        )
+    elif train.drop_epochs:
         learning_rate = keras.optimizers.schedules.PiecewiseConstantDecay(
             # Keras drops after the step that a boundary names, counted from 0.
             [epoch * steps_per_epoch - 1 for epoch in train.drop_epochs],

@@ -79,7 +79,7 @@ def test_files_that_are_written(predictor, tmp_path):
     assert predictions[1]["people"][0]["box_xywh"] == [0, 0, 300, 200]
     joint = predictions[1]["people"][0]["joints"][5]
     assert joint["name"] == "left_shoulder"
-    assert joint["confidence"] == pytest.approx(0.9, abs=1e-3)
+    assert joint["score"] == pytest.approx(0.9, abs=1e-3) and joint["confidence"] is None
     assert (joint["x"], joint["y"]) == (pytest.approx(20, abs=4), pytest.approx(180, abs=4))
     # Two photographs of one name do not overwrite each other.
     assert sorted(path.name for path in out.glob("*.png")) == ["a.png", "a_.png"]

@@ -24,7 +24,7 @@ from rle_tf.skeletons import Skeleton
 _METADATA = Path("assets.extra", "rle_tf.json")
 _METADATA_KEYS = (
     "input", "skeleton", "joints", "bones", "flip_pairs", "root", "image_size", "dims", "mean",
-    "std", "box_margin", "spread", "confidence", "versions",
+    "std", "box_margin", "spread", "versions",
 )  # fmt: skip
 
 
@@ -236,7 +236,7 @@ def read_metadata(model_dir: str | Path) -> dict:
 
 def metadata_confidence(metadata: dict) -> Confidence | None:
     """The confidence that `read_metadata` tells of; None where the model is not calibrated."""
-    content = metadata["confidence"]
+    content = metadata.get("confidence")  # older exports have none
     if content is None:
         return None
     return Confidence(**{key: np.array(value, float) for key, value in content.items()})

@@ -1,8 +1,9 @@
 """The regressor: a backbone and a head that gives each joint's mean and log standard deviation."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import keras
@@ -17,6 +18,7 @@ from rle_tf.models.mobilenet import (
     mobilenet_v3_large,
     mobilenet_v3_small,
 )
+from rle_tf.models.pyramid import top_down
 from rle_tf.models.resnet import resnet
 from rle_tf.models.weights import load_weights
 from rle_tf.skeletons import Skeleton
@@ -41,6 +43,7 @@ def build_backbone(
     image_size: tuple[int, int],
     weights: str | Path | None = None,
     output_layer: str | None = None,
+    freeze: str | None = None,
 ) -> keras.Model:
     """A feature extractor.
 
@@ -52,6 +55,9 @@ def build_backbone(
             lower layers suffice for a backbone that ends there.
         output_layer: Name of the layer whose output replaces the last features: fewer layers and,
             lower down, a finer map.
+        freeze: Name of a layer: weights of the layers up to it, it included, are not trained, nor
+            are their statistics. Pretrained edges and textures serve everybody, and gradients that
+            end early halve the time of a step.
 
     Returns:
         A functional model named "backbone": float image (B, H, W, 3) -> features (B, h, w, C),
@@ -66,18 +72,26 @@ def build_backbone(
     model = BACKBONES[name](_check_image_size(image_size))
     features = model.output
     if output_layer is not None:
-        names = [layer.name for layer in model.layers]
-        if output_layer not in names:
-            close = difflib.get_close_matches(output_layer, names, n=5, cutoff=0.5)
-            raise ModelError(
-                f"backbone {name} has no layer {output_layer!r}; "
-                + (f"close to it are {', '.join(close)}" if close else f"its last is {names[-1]}")
-            )
-        features = model.get_layer(output_layer).output
+        features = _layer(model, name, output_layer).output
     backbone = keras.Model(model.input, features, name="backbone")
     if weights is not None:
         load_weights(backbone, name, weights)
+    if freeze is not None:
+        last = backbone.layers.index(_layer(backbone, name, freeze))
+        for layer in backbone.layers[: last + 1]:
+            layer.trainable = False
     return backbone
+
+
+def _layer(model: keras.Model, backbone: str, wanted: str) -> keras.layers.Layer:
+    names = [layer.name for layer in model.layers]
+    if wanted not in names:
+        close = difflib.get_close_matches(wanted, names, n=5, cutoff=0.5)
+        raise ModelError(
+            f"backbone {backbone} has no layer {wanted!r}; "
+            + (f"close to it are {', '.join(close)}" if close else f"its last is {names[-1]}")
+        )
+    return model.get_layer(wanted)
 
 
 def build_regressor(
@@ -90,6 +104,9 @@ def build_regressor(
     head: str = "pooled",
     feature_norm: bool = True,
     output_layer: str | None = None,
+    freeze: str | None = None,
+    pyramid: Sequence[str] = (),
+    pyramid_channels: int = 128,
 ) -> keras.Model:
     """The regressor of Li et al., "Human pose regression with residual log-likelihood estimation"
     (ICCV 2021), section 3.3: the mean and deviation of each joint's coordinates.
@@ -114,6 +131,10 @@ def build_regressor(
         head: "pooled" or "soft_argmax".
         feature_norm: Whether the mean is taken of f/|f| (as the authors do) or of f.
         output_layer: Where to cut a backbone given by name.
+        freeze: Up to which layer a backbone given by name is not trained.
+        pyramid: Names of layers of the backbone, from fine to coarse. Head "soft_argmax" then looks
+            at the first one's map, merged with the others and the last features (`top_down`).
+        pyramid_channels: Of the merged map.
 
     Returns:
         A functional model named "regressor": float32 "image" (B, H, W, 3) -> {"mu": (B, K, D),
@@ -132,10 +153,15 @@ def build_regressor(
         raise ModelError(f"unknown head {head!r}; the heads are {', '.join(HEADS)}")
     image = keras.Input((*image_size, 3), dtype="float32", name="image")
     if isinstance(backbone, str):
-        backbone = build_backbone(backbone, image_size, weights, output_layer)
+        backbone = build_backbone(backbone, image_size, weights, output_layer, freeze)
     else:
-        _check_backbone(backbone, image, weights, output_layer)
-    features = backbone(image)
+        _check_backbone(backbone, image, weights, output_layer, freeze)
+    if pyramid and head != "soft_argmax":
+        raise ModelError(f"pyramid: found {list(pyramid)} with head {head!r}; expected soft_argmax")
+    if pyramid:
+        *finer, features = _with_maps(backbone, pyramid)(image)
+    else:
+        features = backbone(image)
 
     joints = len(skeleton.joints)
     pooled = layers.GlobalAveragePooling2D(dtype="float32", name="pool")(features)
@@ -145,7 +171,9 @@ def build_regressor(
     if head == "pooled":
         mu = dense_head(normed, joints, dims, "mu")
     else:
-        mu = _soft_argmax(features, joints)
+        mu = _soft_argmax(
+            top_down([*finer, features], pyramid_channels) if pyramid else features, joints
+        )
         if dims == 3:
             depth = dense_head(normed, joints, 1, "depth")
             mu = layers.Concatenate(dtype="float32", name="mu_xyz")([mu, depth])
@@ -166,9 +194,9 @@ def _check_image_size(image_size: tuple[int, int]) -> tuple[int, int]:
     return sizes
 
 
-def _check_backbone(backbone: keras.Model, image, weights, output_layer) -> None:
-    if weights is not None or output_layer is not None:
-        raise ModelError("weights and output_layer are for a backbone given by its name")
+def _check_backbone(backbone: keras.Model, image, weights, output_layer, freeze) -> None:
+    if any(argument is not None for argument in (weights, output_layer, freeze)):
+        raise ModelError("weights, output_layer and freeze are for a backbone given by its name")
     size, fitting = tuple(backbone.input_shape), image.shape
     if len(size) != 4 or any(
         n not in (None, m) for n, m in zip(size[1:], fitting[1:], strict=True)
@@ -178,6 +206,19 @@ def _check_backbone(backbone: keras.Model, image, weights, output_layer) -> None
         raise ModelError(
             f"backbone {backbone.name} gives {backbone.output_shape}; expected (None, h, w, C)"
         )
+
+
+def _with_maps(backbone: keras.Model, names: Sequence[str]) -> keras.Model:
+    """A backbone that gives the maps of some of its layers, too, before its own."""
+    maps = [_layer(backbone, backbone.name, name).output for name in names]
+    sizes = [tuple(m.shape[1:3]) for m in (*maps, backbone.output)]
+    for fine, coarse in pairwise(sizes):
+        if any(f % c for f, c in zip(fine, coarse, strict=True)):
+            raise ModelError(
+                f"pyramid: found {list(names)}, whose maps and the last features have sizes "
+                f"{sizes}; expected each a multiple of the next one's, from fine to coarse"
+            )
+    return keras.Model(backbone.input, [*maps, backbone.output], name="backbone")
 
 
 # Heads. Every layer names its dtype: under a mixed policy the next one without would bring the

@@ -56,7 +56,7 @@ def test_run_folder_and_exported_model_predict_the_same_depths(demo, rle_tf):
         out = f"poses_{model.partition('/')[0]}"
         rle_tf(folder, "predict", model, image, "--out", out, "--flip-test")
         (entry,) = json.loads((folder / out / "predictions.json").read_text())
-        keys = ("x", "y", "depth_mm", "sigma_depth_mm")
+        keys = ("x", "y", "depth_mm", "depth_sigma_mm")
         joints.append([[joint[key] for key in keys] for joint in entry["people"][0]["joints"]])
     np.testing.assert_allclose(joints[0], joints[1], atol=0.2)
     assert np.ptp(joints[0], axis=0)[2] > 1 and joints[0][0][2] == 0  # from the pelvis

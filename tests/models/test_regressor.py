@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 import textwrap
@@ -54,6 +55,58 @@ def test_regressor_by_name_is_the_papers_size():
     # Table 1 of the paper: 23.6 M.
     parameters = sum(np.prod(variable.shape) for variable in regressor.trainable_variables)
     assert parameters == 23_508_032 + 2 * (2048 * 34 + 34)
+
+
+def test_layers_up_to_the_frozen_one_stay_as_they_are():
+    regressor = build_regressor(
+        "mobilenet", LSP14, 2, (64, 64), output_layer="conv_pw_6_relu", freeze="conv_pw_3_relu"
+    )
+    before = [v.numpy() for v in regressor.variables]
+    regressor.compile("sgd", loss={"mu": "mse", "log_sigma": "mse"})
+    image = np.random.default_rng(0).normal(size=(4, 64, 64, 3)).astype("float32")
+    target = {key: np.ones((4, 14, 2), "float32") for key in ("mu", "log_sigma")}
+    regressor.fit(image, target, epochs=2, verbose=0)
+    moved = {}
+    for variable, old in zip(regressor.variables, before, strict=True):
+        number = int((re.findall(r"conv_(?:pw|dw)_(\d+)", variable.path) or [0])[0])
+        if "backbone" in variable.path or "conv" in variable.path:
+            moved.setdefault(number, []).append(not np.array_equal(variable.numpy(), old))
+    assert not any(any(moved[number]) for number in range(4))
+    assert all(all(moved[number]) for number in range(4, 7))
+    with pytest.raises(ModelError, match="backbone mobilenet has no layer 'conv_pw_99'; close to"):
+        build_backbone("mobilenet", (64, 64), freeze="conv_pw_99")
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_pyramid_gives_a_finer_map(dims):
+    regressor = build_regressor(
+        "mobilenet", H36M18, dims, (64, 96), head="soft_argmax", output_layer="conv_pw_12_relu",
+        pyramid=("conv_pw_5_relu", "conv_pw_11_relu"), pyramid_channels=16,
+    )  # fmt: skip
+    assert regressor.get_layer("score_maps").output.shape == (None, 8, 12, 18)
+    assert regressor.get_layer("pool").output.shape == (None, 1024)
+    output = regressor(np.random.default_rng(0).normal(size=(2, 64, 96, 3)).astype("float32"))
+    assert output["mu"].shape == output["log_sigma"].shape == (2, 18, dims)
+    assert np.abs(output["mu"][..., :2]).max() < 0.5
+
+
+def test_a_pyramid_of_a_model_of_one_s_own():
+    image = keras.Input((64, 64, 3))
+    fine = keras.layers.Conv2D(4, 3, 8, "same", name="fine")(image)
+    backbone = keras.Model(image, keras.layers.Conv2D(8, 3, 4, "same")(fine), name="mine")
+    regressor = build_regressor(
+        backbone, LSP14, 2, (64, 64), head="soft_argmax", pyramid=["fine"], pyramid_channels=8
+    )
+    assert regressor.get_layer("score_maps").output.shape == (None, 8, 8, 14)
+    with pytest.raises(ModelError, match="backbone mine has no layer 'other'"):
+        build_regressor(backbone, LSP14, 2, (64, 64), head="soft_argmax", pyramid=["other"])
+    with pytest.raises(ModelError, match="with head 'pooled'; expected soft_argmax"):
+        build_regressor(backbone, LSP14, 2, (64, 64), pyramid=["fine"])
+    with pytest.raises(ModelError, match=r"from fine to coarse"):
+        build_regressor(
+            "mobilenet", LSP14, 2, (64, 64), head="soft_argmax",
+            pyramid=["conv_pw_12_relu", "conv_pw_5_relu"],
+        )  # fmt: skip
 
 
 def test_heads_begin_with_a_gain_of_one_hundredth():
