@@ -33,9 +33,18 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     # The recipes travel with the package, so that `rle-tf demo` works from anywhere.
-    packages=[*find_packages(include=["rle_tf", "rle_tf.*"]), "rle_tf.configs"],
-    package_dir={"rle_tf.configs": "configs"},
-    package_data={"rle_tf.configs": ["*.yaml"], "rle_tf.server": ["page/*"]},
+    # So does the model that predicts where none is named.
+    packages=[
+        *find_packages(include=["rle_tf", "rle_tf.*"]),
+        "rle_tf.configs",
+        "rle_tf.saved_models",
+    ],
+    package_dir={"rle_tf.configs": "configs", "rle_tf.saved_models": "saved_models"},
+    package_data={
+        "rle_tf.configs": ["*.yaml"],
+        "rle_tf.saved_models": ["pose_small/*", "pose_small/1/**"],
+        "rle_tf.server": ["page/*"],
+    },
     install_requires=[
         "tensorflow>=2.21",
         "keras>=3.15",

@@ -57,7 +57,7 @@ _HOMES = {
     "predict_poses": "evaluation",
     "export_savedmodel": "export.savedmodel",
     "export_litert": "export.litert",
-    "load_predictor": "prediction",
+    "load": "prediction",
     "draw_poses": "drawing",
     "draw_views": "drawing",
 }

@@ -224,13 +224,18 @@ def calibrate(
     CONSOLE.print(f"written: {folder.calibration}, {written} and .png", soft_wrap=True)
 
 
-@app.command(epilog=_example("predict runs/demo photo.jpg --boxes boxes.json --out poses"))
+@app.command(epilog=_example("predict photo.jpg --boxes boxes.json"))
 def predict(
-    model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="A run folder or an exported model.")
-    ],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Photographs.")],
-    out: Annotated[Path, typer.Option(help="Where predictions.json and the pictures go.")],
+    model: Annotated[
+        str,
+        typer.Option(
+            help="A run folder, an exported model, or the name of one that comes with rle-tf."
+        ),
+    ] = "pose_small",
+    out: Annotated[Path, typer.Option(help="Where predictions.json and the pictures go.")] = Path(
+        "poses"
+    ),
     boxes: Annotated[
         Path | None,
         typer.Option(
@@ -244,9 +249,9 @@ def predict(
 ) -> None:
     """Predicts poses in photographs and draws them with their uncertainty."""
     _start_tensorflow()
-    from rle_tf.prediction import load_predictor, predict_images, read_boxes
+    from rle_tf.prediction import load, predict_images, read_boxes
 
-    predictor = load_predictor(model, flip_test)
+    predictor = load(model, flip_test)
     boxes_xywh = read_boxes(boxes) if boxes else None
     with _progress() as progress:
         task = progress.add_task("predict", total=len(images), status="")
@@ -291,6 +296,10 @@ def export(
             help="Measure what was written: size, latency, and accuracy on the validation people.",
         ),
     ] = False,
+    half_weights: Annotated[
+        bool,
+        typer.Option("--half-weights", help="Half the SavedModel's size: variables of 16 bits."),
+    ] = False,
     data_root: DataRoot = None,
     overrides: Overrides = None,
 ) -> None:
@@ -310,6 +319,7 @@ def export(
         precisions or [Precision.float32],
         serving,
         report,
+        half_weights,
     )
 
 
@@ -347,9 +357,11 @@ def serve(
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     _start_tensorflow()
     from rle_tf.export.run import export_run
+    from rle_tf.prediction import model_folder
     from rle_tf.server import serve
 
     body = body_mib * 2**20
+    model = model_folder(model)
     options = Options(
         queue=queue,
         queue_bytes=max(body, Options.queue_bytes),
@@ -465,6 +477,7 @@ def _export(
     precisions: list[Precision],
     serving: bool = False,
     report: bool = False,
+    half_weights: bool = False,
 ) -> None:
     from rle_tf.export.run import export_run
 
@@ -479,6 +492,7 @@ def _export(
             precisions=precisions,
             serving=serving,
             report=report,
+            half_weights=half_weights,
             on_step=status.update,
             on_file=lambda path: CONSOLE.print(f"exported: {path}", soft_wrap=True),
         )

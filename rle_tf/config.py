@@ -420,6 +420,7 @@ class ModelConfig(Section):
         freeze: Layers of the backbone up to this one are not trained.
         pyramid: Finer maps that head `soft_argmax` looks at, names of layers from fine to coarse.
         pyramid_channels: Of the map that they are merged into.
+        map_sigma: Whether sigma sees the maps of head `soft_argmax`.
     """
 
     kind: Literal["image"] = "image"
@@ -431,6 +432,7 @@ class ModelConfig(Section):
     freeze: str | None = None
     pyramid: tuple[str, ...] = ()
     pyramid_channels: int = Field(128, gt=0)
+    map_sigma: bool = False
 
     def build(self, skeleton: Skeleton, dims: int, image_size: tuple[int, int]):
         """The `keras.Model` of `rle_tf.models.regressor.build_regressor`."""
@@ -446,6 +448,7 @@ class ModelConfig(Section):
             freeze=self.freeze,
             pyramid=self.pyramid,
             pyramid_channels=self.pyramid_channels,
+            map_sigma=self.map_sigma,
         )
 
 

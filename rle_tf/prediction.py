@@ -73,17 +73,35 @@ class Predictor:
         )
 
 
-def load_predictor(model: Path | str, flip_test: bool = False) -> Predictor:
-    """Loads a run folder, or the folder of an exported SavedModel or of its versions.
+# Models that come with rle-tf lie inside an installed package and beside it in a checkout.
+_HERE = Path(__file__).parent
+SHIPPED = next(
+    path for path in (_HERE / "saved_models", _HERE.parent / "saved_models") if path.is_dir()
+)
+
+
+def model_folder(model: Path | str) -> Path:
+    """The folder of a model: itself, or that of a model that comes with rle-tf by its name."""
+    shipped = SHIPPED / model
+    return shipped if not Path(model).exists() and shipped.is_dir() else Path(model)
+
+
+def load(model: Path | str = "pose_small", flip_test: bool = False) -> Predictor:
+    """Loads a model that comes with rle-tf, a run folder, or the folder of an exported SavedModel
+    or of its versions.
+
+        pose = rle_tf.load("pose_small")
+        poses = pose(image, boxes_xyxy)  # uint8 (height, width, 3) and (N, 4) in its pixels
 
     Args:
-        model: `runs/NAME`, `saved_models/NAME` (its newest version) or `saved_models/NAME/1`.
+        model: `pose_small`, `runs/NAME`, `saved_models/NAME` (its newest version) or
+            `saved_models/NAME/1`.
         flip_test: Average with the prediction for the mirrored crop.
 
     Raises:
-        ModelError: if the folder is neither.
+        ModelError: if it is none of these.
     """
-    model = Path(model)
+    model = model_folder(model)
     if (model / "config.yaml").is_file():
         folder = RunFolder(model)
         config, regressor = folder.load()

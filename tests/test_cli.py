@@ -64,7 +64,7 @@ def test_no_arguments_show_the_help():
         (["train", "tiny.yaml", "--resume"], ConfigError, "runs/tiny: holds no run to resume"),
         (["evaluate", "runs/none"], ModelError, "runs/none/config.yaml: no such file"),
         (["export", "runs/none"], ModelError, "runs/none/config.yaml: no such file"),
-        (["predict", "runs/none", "a.jpg", "--out", "o"], ModelError, "neither config.yaml nor"),
+        (["predict", "--model", "runs/none", "a.jpg"], ModelError, "neither config.yaml nor"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named(recipe, arguments, kind, message):

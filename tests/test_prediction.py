@@ -186,10 +186,10 @@ def test_an_absent_boxes_file_is_named(tmp_path):
 
 def test_a_folder_without_a_model_is_named(tmp_path):
     with pytest.raises(ModelError, match="neither config.yaml nor saved_model.pb"):
-        prediction.load_predictor(tmp_path)
+        prediction.load(tmp_path)
     (tmp_path / "config.yaml").write_text("name: x")
     with pytest.raises(ModelError, match="regressor.keras: no such file"):
-        prediction.load_predictor(tmp_path)
+        prediction.load(tmp_path)
 
 
 def test_the_flip_test_of_an_exported_model_averages(monkeypatch, tmp_path):
@@ -205,7 +205,7 @@ def test_the_flip_test_of_an_exported_model_averages(monkeypatch, tmp_path):
     monkeypatch.setattr(tf.saved_model, "load", lambda folder: loaded)
     image = prediction.read_image(photograph(tmp_path / "a.png"))
     box = np.array([[100.0, 20, 190, 140]])
-    plain = prediction.load_predictor(tmp_path)(image, box)
-    flipped = prediction.load_predictor(tmp_path, flip_test=True)(image, box)
+    plain = prediction.load(tmp_path)(image, box)
+    flipped = prediction.load(tmp_path, flip_test=True)(image, box)
     np.testing.assert_allclose(plain.keypoints, flipped.keypoints, atol=2)
     assert not np.array_equal(plain.keypoints, flipped.keypoints)

@@ -31,6 +31,7 @@ def export_run(
     precisions: Sequence[Precision] = (Precision.float32,),
     serving: bool = False,
     report: bool = False,
+    half_weights: bool = False,
     on_step: Callable[[str], None] | None = None,
     on_file: Callable[[Path], None] | None = None,
 ) -> list[Path]:
@@ -48,6 +49,7 @@ def export_run(
             activations come to.
         serving: Also write the warm-up requests and the configuration of TensorFlow Serving.
         report: Also write `VERSION-report.json`, what `deployment_report` gives.
+        half_weights: Whether the SavedModel's variables are float16.
         on_step: Called with a line about each step before it begins.
         on_file: Called with each SavedModel, file and configuration file once it is written.
 
@@ -94,19 +96,28 @@ def export_run(
     with ExitStack() as stack:
         keep = Format.savedmodel in formats
         say("tracing the graph")
+
         # The other formats are made of a SavedModel, whether or not it stays.
-        saved = export_savedmodel(
-            regressor,
-            model_dir if keep else Path(stack.enter_context(tempfile.TemporaryDirectory())),
-            skeleton=data.source.skeleton,
-            spread=run.spread if calibrated is None else calibrated.spread,
-            confidence=None if calibrated is None else calibrated.confidence,
-            version=version,
-            warm_up=serving,
-            **(crops if config.input_format.reads_images else {}),
-        )
+        def export_into(folder: Path, half_weights: bool) -> Path:
+            return export_savedmodel(
+                regressor,
+                folder,
+                skeleton=data.source.skeleton,
+                spread=run.spread if calibrated is None else calibrated.spread,
+                confidence=None if calibrated is None else calibrated.confidence,
+                version=version,
+                warm_up=serving,
+                half_weights=half_weights,
+                **(crops if config.input_format.reads_images else {}),
+            )
+
         if keep:
-            add(saved)
+            kept = export_into(model_dir, half_weights)
+            add(kept)
+        if keep and not half_weights:
+            saved = kept
+        else:
+            saved = export_into(Path(stack.enter_context(tempfile.TemporaryDirectory())), False)
         for precision in precisions if Format.litert in formats else ():
             say(f"converting to LiteRT, {precision}")
             crops_if_int8 = calibration if precision == Precision.int8 else None
@@ -120,7 +131,7 @@ def export_run(
         for path in write_serving(model_dir) if serving else ():
             add(path)
         if report:
-            measured = deployment_report(run, config, regressor, saved, files, on_step=say)
+            measured = deployment_report(run, config, regressor, kept, files, on_step=say)
             path = model_dir / f"{version}-report.json"
             path.write_text(json.dumps(measured, indent=1) + "\n")
             add(path)

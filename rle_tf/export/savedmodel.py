@@ -40,6 +40,7 @@ def export_savedmodel(
     confidence: Confidence | None = None,
     version: int | None = None,
     warm_up: bool = False,
+    half_weights: bool = False,
 ) -> Path:
     """Writes the regressor as `directory/<version>/`, the layout that TensorFlow Serving reads.
 
@@ -111,6 +112,8 @@ def export_savedmodel(
         confidence: Of a calibrated image regressor (`Calibration.confidence`).
         version: 1 or more; by default one more than the highest in `directory`.
         warm_up: Whether to add the requests with which TensorFlow Serving warms up.
+        half_weights: Whether the variables are float16, which halves the folder; the graph computes
+            in float32 all the same.
 
     Returns:
         The version's folder.
@@ -172,7 +175,7 @@ def export_savedmodel(
             "tensorflow": tf.__version__,
         },
     }
-    network = float32_network(regressor)
+    network = float32_network(regressor, half_weights)
     if kind == "image":
         crops = CropFormat(image_size, tuple(map(float, mean)), tuple(map(float, std)), box_margin)
         endpoints = image_endpoints(network, crops, skeleton, dims, spread, confidence)

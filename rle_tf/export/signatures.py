@@ -21,11 +21,26 @@ Network = Callable[[tf.Tensor], dict[str, tf.Tensor]]
 Endpoints = dict[str, tuple[Callable[..., dict[str, tf.Tensor]], list[tf.TensorSpec]]]
 
 
-def float32_network(regressor: keras.Model) -> Network:
-    """The regressor in float32, traced once for all signatures: input -> `mu`, `log_sigma`."""
+def float32_network(regressor: keras.Model, half_weights: bool = False) -> Network:
+    """The regressor in float32, traced once for all signatures: input -> `mu`, `log_sigma`.
+
+    With `half_weights` its variables are float16, and become float32 when it runs.
+    """
     twin = _float32_twin(regressor)
     signature = [tf.TensorSpec(regressor.input_shape)]
-    return tf.function(lambda network_input: twin(network_input, training=False), signature)
+    if not half_weights:
+        return tf.function(lambda network_input: twin(network_input, training=False), signature)
+    trained, others = (
+        [tf.Variable(tf.cast(v, tf.float16), trainable=False) for v in variables]
+        for variables in (twin.trainable_variables, twin.non_trainable_variables)
+    )
+
+    def network(network_input):
+        values = ([tf.cast(v, tf.float32) for v in variables] for variables in (trained, others))
+        output, _ = twin.stateless_call(*values, network_input, training=False)
+        return output
+
+    return tf.function(network, signature)
 
 
 def _density(output: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:

@@ -107,6 +107,7 @@ def build_regressor(
     freeze: str | None = None,
     pyramid: Sequence[str] = (),
     pyramid_channels: int = 128,
+    map_sigma: bool = False,
 ) -> keras.Model:
     """The regressor of Li et al., "Human pose regression with residual log-likelihood estimation"
     (ICCV 2021), section 3.3: the mean and deviation of each joint's coordinates.
@@ -117,7 +118,9 @@ def build_regressor(
     - head "soft_argmax" (the paper's for HRNet; Sun et al., ECCV 2018): a map of scores for each
       joint, mu_xy = sum over its cells of softmax(scores) * the cell's centre; the depth, if any,
       as in "pooled". A cell's centre is ((i + 0.5)/n - 0.5), i of n cells;
-    - both: log_sigma = log_sigmoid(W' f + b').
+    - both: log_sigma = log_sigmoid(W' f + b'), where `map_sigma` is set of f, mu and the logarithm
+      of the variance of softmax(scores) along x and y: a joint that is not to be seen has a map
+      that is wide or has several peaks.
 
     Whatever the dtype policy, the heads compute in float32. Only layers and operations of Keras
     itself are used: a saved model loads where this package is not installed.
@@ -135,6 +138,7 @@ def build_regressor(
         pyramid: Names of layers of the backbone, from fine to coarse. Head "soft_argmax" then looks
             at the first one's map, merged with the others and the last features (`top_down`).
         pyramid_channels: Of the merged map.
+        map_sigma: Whether sigma sees the maps of head "soft_argmax".
 
     Returns:
         A functional model named "regressor": float32 "image" (B, H, W, 3) -> {"mu": (B, K, D),
@@ -156,8 +160,9 @@ def build_regressor(
         backbone = build_backbone(backbone, image_size, weights, output_layer, freeze)
     else:
         _check_backbone(backbone, image, weights, output_layer, freeze)
-    if pyramid and head != "soft_argmax":
-        raise ModelError(f"pyramid: found {list(pyramid)} with head {head!r}; expected soft_argmax")
+    for name, value in (("pyramid", list(pyramid)), ("map_sigma", map_sigma)):
+        if value and head != "soft_argmax":
+            raise ModelError(f"{name}: found {value} with head {head!r}; expected soft_argmax")
     if pyramid:
         *finer, features = _with_maps(backbone, pyramid)(image)
     else:
@@ -171,9 +176,11 @@ def build_regressor(
     if head == "pooled":
         mu = dense_head(normed, joints, dims, "mu")
     else:
-        mu = _soft_argmax(
-            top_down([*finer, features], pyramid_channels) if pyramid else features, joints
-        )
+        fine = top_down([*finer, features], pyramid_channels) if pyramid else features
+        mu, variance = _soft_argmax(fine, joints)
+        if map_sigma:
+            seen = [layers.Flatten(dtype="float32")(x) for x in (keras.ops.log(variance), mu)]
+            pooled = layers.Concatenate(dtype="float32", name="pool_and_maps")([pooled, *seen])
         if dims == 3:
             depth = dense_head(normed, joints, 1, "depth")
             mu = layers.Concatenate(dtype="float32", name="mu_xyz")([mu, depth])
@@ -264,7 +271,10 @@ def relative_to_root(mu, log_sigma, skeleton: Skeleton, axes: tuple[int, int, in
 
 
 def _soft_argmax(features, joints: int):
-    """(B, h, w, C) -> (B, joints, 2), x before y."""
+    """(B, h, w, C) -> mean and variance of the cells' centres, (B, joints, 2) each, x before y.
+
+    The variance is at least 1e-4, a hundredth of the crop squared.
+    """
     height, width = features.shape[1:3]
     x = layers.Conv2D(joints, 1, dtype="float32", name="score_maps")(features)
     x = layers.Reshape((height * width, joints), dtype="float32", name="score_cells")(x)
@@ -274,4 +284,7 @@ def _soft_argmax(features, joints: int):
     x_centres = (np.arange(width) + 0.5) / width - 0.5
     grid = np.stack(np.meshgrid(x_centres, y_centres), axis=-1).reshape(-1, 2)
     # A constant and not a frozen layer: setting `trainable` on the model would thaw the latter.
-    return keras.ops.matmul(probability, grid.astype("float32"))
+    grid = grid.astype("float32")
+    mean = keras.ops.matmul(probability, grid)
+    square = keras.ops.matmul(probability, grid**2)
+    return mean, keras.ops.maximum(square - mean**2, 0.0) + 1e-4

@@ -57,7 +57,7 @@ def test_run_folder_and_exported_model_predict_the_same(demo, rle_tf):
     (folder / "boxes.json").write_text(json.dumps({image.name: [[20, 10, 90, 120]]}))
     joints = []
     for model, out in (("runs/demo", "poses_run"), ("saved_models/demo", "poses_exported")):
-        rle_tf(folder, "predict", model, image, "--boxes", "boxes.json", "--out", out)
+        rle_tf(folder, "predict", "--model", model, image, "--boxes", "boxes.json", "--out", out)
         with Image.open(folder / out / f"{image.stem}.png") as drawn, Image.open(image) as plain:
             assert drawn.size == plain.size
         (entry,) = json.loads((folder / out / "predictions.json").read_text())
@@ -110,7 +110,7 @@ def test_ctrl_c_leaves_a_run_that_is_usable_and_goes_on(demo, small_demo, rle_tf
     assert "--resume" in printed and "Traceback" not in printed
 
     image = next((folder / "runs/demo-data/val2017").glob("*.jpg"))
-    rle_tf(folder, "predict", "cut", image, "--out", "poses_cut")
+    rle_tf(folder, "predict", "--model", "cut", image, "--out", "poses_cut")
     done = len((folder / "cut/history.jsonl").read_text().splitlines())
     small[small.index("train.epochs=400")] = f"train.epochs={done + 2}"
     rle_tf(folder, "train", recipe, "--out", "cut", "--resume", *small)

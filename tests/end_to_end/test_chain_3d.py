@@ -54,7 +54,7 @@ def test_run_folder_and_exported_model_predict_the_same_depths(demo, rle_tf):
     joints = []
     for model in ("runs/demo3d", "saved_models/demo3d"):
         out = f"poses_{model.partition('/')[0]}"
-        rle_tf(folder, "predict", model, image, "--out", out, "--flip-test")
+        rle_tf(folder, "predict", "--model", model, image, "--out", out, "--flip-test")
         (entry,) = json.loads((folder / out / "predictions.json").read_text())
         keys = ("x", "y", "depth_mm", "depth_sigma_mm")
         joints.append([[joint[key] for key in keys] for joint in entry["people"][0]["joints"]])
@@ -83,7 +83,7 @@ def test_a_lifter_trains_evaluates_and_exports(tmp_path, rle_tf):
     error_mm = np.linalg.norm(output["keypoints_mm"] - from_root, axis=-1)[:, :17].mean()
     # The score is with the flip test, the exported model without.
     assert error_mm == pytest.approx(trained["MPJPE"], rel=0.2)
-    message = rle_tf(tmp_path, "predict", "run", "x.jpg", "--out", "poses", status=1)
+    message = rle_tf(tmp_path, "predict", "--model", "run", "x.jpg", "--out", "poses", status=1)
     assert "a lifter, which takes keypoints" in message and "Traceback" not in message
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from rle_tf.export.litert import export_litert
 from rle_tf.export.savedmodel import export_savedmodel
 from rle_tf.models.regressor import build_regressor
-from rle_tf.prediction import load_predictor
+from rle_tf.prediction import load
 from rle_tf.skeletons import COCO17
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "litert_photo.py"
@@ -68,7 +68,7 @@ def poses(process: subprocess.CompletedProcess) -> tuple[list[str], np.ndarray]:
 def test_it_agrees_with_the_predictor(folder, box):
     joints, found = poses(run(folder, "photo.png", "--box", *map(str, box)))
     photo = np.asarray(Image.open(folder / "photo.png"))
-    wanted = load_predictor(folder)(photo, np.array([box], float))
+    wanted = load(folder)(photo, np.array([box], float))
     assert joints == list(COCO17.joints)
     assert np.ptp(wanted.keypoints[0], axis=0).min() > 3
     # Printed to hundredths; a crop's pixel may be rounded to the other grey level.

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image, ImageOps
 
-from rle_tf import build_regressor, load_predictor
+from rle_tf import build_regressor, load
 from rle_tf.export.photograph import MAX_MEGAPIXELS, decode_photograph
 from rle_tf.export.savedmodel import export_savedmodel
 from rle_tf.prediction import predict_images, read_image
@@ -52,7 +52,7 @@ def test_the_answers_of_the_predictor(exported, model, kind, flip_test):
     data = encode(picture(), kind)
     image = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     clipped = np.clip(BOXES, 0, [199, 259, 199, 259])
-    poses = load_predictor(exported, flip_test)(image, clipped)
+    poses = load(exported, flip_test)(image, clipped)
     name = "predict_image_flip_test" if flip_test else "predict_image"
     found = predict(model, [data], [BOXES], name)
     assert found["present"].all()
@@ -71,7 +71,7 @@ def test_the_command_line_s_answers_on_photographs(exported, model, coco_sample,
     boxes_xywh = {
         path.name: np.array([[50.0, 40, 120, 200], [3, 5, 99, 99]]) for path in photographs
     }
-    written = predict_images(load_predictor(exported), photographs, tmp_path, boxes_xywh)
+    written = predict_images(load(exported), photographs, tmp_path, boxes_xywh)
     data = [path.read_bytes() for path in photographs]
     found = predict(model, data, [[[50, 40, 169, 239], [3, 5, 101, 103]]] * len(data))
     for image, entry in enumerate(written):
@@ -96,7 +96,7 @@ def test_three_dimensions_and_no_flow(tmp_path):
     data = encode(picture(), "PNG")
     found = predict(tf.saved_model.load(str(version)), [data], [[*BOXES, [0, 0, 0, 0]]])
     clipped = np.clip(BOXES, 0, [199, 259, 199, 259])
-    poses = load_predictor(version)(np.asarray(picture()), clipped)
+    poses = load(version)(np.asarray(picture()), clipped)
     np.testing.assert_allclose(found["depth_mm"][0, :3], poses.keypoints[..., 2], atol=0.1)
     assert (
         np.isnan(found["sigma_px"][0, :3]).all() and np.isnan(found["depth_sigma_mm"][0, :3]).all()
@@ -200,7 +200,7 @@ def test_sixteen_bits_of_grey(exported, model, tmp_path):
     image = read_image(path)
     np.testing.assert_array_equal(decoded(path.read_bytes()), image)
     assert len(np.unique(image)) > 100
-    poses = load_predictor(exported)(image, np.clip(BOXES, 0, [199, 259, 199, 259]))
+    poses = load(exported)(image, np.clip(BOXES, 0, [199, 259, 199, 259]))
     found = predict(model, [path.read_bytes()], [BOXES])
     np.testing.assert_allclose(found["keypoints_px"][0], poses.keypoints, atol=0.02)
 

@@ -12,11 +12,13 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from rle_tf.data.confidence import Confidence
 from rle_tf.errors import ModelError
 from rle_tf.export import savedmodel
-from rle_tf.export.savedmodel import export_savedmodel, read_metadata
+from rle_tf.export.savedmodel import export_savedmodel, metadata_confidence, read_metadata
 from rle_tf.flow import RealNVP
 from rle_tf.geometry import screen_coordinates
+from rle_tf.models.regressor import build_regressor
 from rle_tf.skeletons import LSP14, Skeleton
 
 TRIO = Skeleton("trio", ("head", "left_hand", "right_hand"), ((1, 2),), ((0, 1), (0, 2)), (0, 1, 2))
@@ -91,7 +93,8 @@ def export(
     directory: Path,
     skeleton: Skeleton = TRIO,
     version: int | None = None,
-    spread: list[float] | None = None,
+    spread: list[float] | np.ndarray | None = None,
+    confidence: Confidence | None = None,
 ) -> Path:
     of_crops = {"mean": MEAN, "std": STD, "box_margin": 1.25}
     return export_savedmodel(
@@ -100,6 +103,7 @@ def export(
         skeleton=skeleton,
         **(of_crops if len(regressor.inputs[0].shape) == 4 else {}),
         spread=spread,
+        confidence=confidence,
         version=version,
     )
 
@@ -573,6 +577,7 @@ def test_metadata(exported, exported_3d, exported_lifter):
         "std": list(STD),
         "box_margin": 1.25,
         "spread": [1.0, 1.0],
+        "confidence": None,
     }
     in_3d, lifting = read_metadata(exported_3d), read_metadata(exported_lifter)
     assert in_3d["dims"] == 3 and in_3d["root"] == 1 and in_3d["spread"] == list(SPREAD)
@@ -669,5 +674,76 @@ def test_an_unknown_spread_is_null_in_the_metadata_and_nan_in_pixels(regressor, 
 
 
 def test_a_spread_of_other_dimensions_is_refused(regressor, tmp_path):
-    with pytest.raises(ModelError, match="spread: found .* expected 2 numbers"):
-        export(regressor, tmp_path, spread=[1.0])
+    for spread in ([1.0], np.ones((2, 2)), np.ones((3, 3))):
+        with pytest.raises(
+            ModelError, match=r"spread: found .* expected 2 numbers, .* or \(3, 2\)"
+        ):
+            export(regressor, tmp_path, spread=spread)
+
+
+SURE = Confidence(
+    np.linspace(-3, -1, 5),
+    np.array([[0.9, 0.8, 0.6, 0.3, 0.1], [0.7, 0.7, 0.5, 0.5, 0.2], [1, 0.5, 0.4, 0.2, 0]]),
+)
+
+
+def test_a_calibrated_model_says_how_sure_it_is(regressor, tmp_path):
+    spread = np.array([[0.5, 0.25], [1, 2], [3, 4]])
+    version = export(regressor, tmp_path, spread=spread, confidence=SURE)
+    output = serve(version, image=crops(2))
+    np.testing.assert_allclose(
+        output["sigma_px"], output["sigma"] * spread * (WIDTH, HEIGHT), rtol=1e-5
+    )
+    log_sigma = np.log(output["sigma"]).mean(axis=-1)
+    for joint in range(3):
+        wanted = np.interp(log_sigma[:, joint], SURE.log_sigma, SURE.values[joint])
+        np.testing.assert_allclose(output["confidence"][:, joint], wanted, atol=1e-5)
+    metadata = read_metadata(version)
+    assert metadata["spread"] == spread.tolist()
+    again = metadata_confidence(metadata)
+    np.testing.assert_array_equal(again.values, SURE.values)
+    np.testing.assert_array_equal(again.log_sigma, SURE.log_sigma)
+
+
+def test_of_photographs_a_calibrated_model_says_it_too(regressor, tmp_path):
+    version = export(regressor, tmp_path, confidence=SURE)
+    image = tf.io.encode_png(crops(1)[0]).numpy()
+    boxes = np.array([[[0, 0, 5, 9], [0, 0, 0, 0]]], np.float32)
+    for signature in ("predict_image", "predict_image_flip_test"):
+        output = serve(version, signature, image_bytes=[image], boxes_xyxy=boxes)
+        assert output["confidence"].shape == (1, 2, 3)
+        assert (output["confidence"][0, 0] > 0).any() and (output["confidence"][0, 1] == 0).all()
+
+
+def test_a_confidence_of_other_joints_or_of_a_lifter_is_refused(regressor, lifter, tmp_path):
+    two = Confidence(SURE.log_sigma, SURE.values[:2])
+    with pytest.raises(ModelError, match="confidence: found that of 2 joints for 3 joints"):
+        export(regressor, tmp_path, confidence=two)
+    with pytest.raises(ModelError, match="confidence: found .*; expected an image regressor's"):
+        export(lifter, tmp_path, ROOTED, confidence=SURE)
+
+
+def test_half_weights_halve_the_folder_and_leave_the_poses(tmp_path):
+    regressor = build_regressor("mobilenet_v3_small", LSP14, 2, (64, 64))
+    of_crops = {"mean": MEAN, "std": STD, "box_margin": 1.25}
+    full, half = (
+        export_savedmodel(
+            regressor, tmp_path / name, skeleton=LSP14, half_weights=half, **of_crops
+        )
+        for name, half in (("full", False), ("half", True))
+    )  # fmt: skip
+    sizes = [
+        sum(file.stat().st_size for file in version.glob("variables/*")) for version in (full, half)
+    ]
+    assert sizes[1] < 0.55 * sizes[0]
+    image = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
+    outputs = [serve(version, image=image) for version in (full, half)]
+    np.testing.assert_allclose(outputs[1]["mu"], outputs[0]["mu"], atol=2e-3)
+    np.testing.assert_allclose(outputs[1]["sigma"], outputs[0]["sigma"], rtol=0.02)
+    assert not (outputs[1]["mu"] == outputs[0]["mu"]).all()
+
+
+def test_an_export_without_a_calibration_has_no_confidence(regressor, tmp_path):
+    version = export(regressor, tmp_path)
+    assert "confidence" not in serve(version, image=crops(1))
+    assert metadata_confidence(read_metadata(version)) is None

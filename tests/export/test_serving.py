@@ -30,7 +30,7 @@ from tensorflow_serving.apis.predict_pb2 import PredictRequest, PredictResponse
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 from tensorflow_serving.config.model_server_config_pb2 import ModelServerConfig
 
-from rle_tf import build_regressor, load_predictor
+from rle_tf import build_regressor, load
 from rle_tf.errors import ModelError
 from rle_tf.export.savedmodel import export_savedmodel
 from rle_tf.export.serving import WARM_UP, write_serving
@@ -66,7 +66,7 @@ def photograph(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def poses(version, photograph):
-    return load_predictor(version)(np.asarray(Image.open(photograph)), np.array(BOXES))
+    return load(version)(np.asarray(Image.open(photograph)), np.array(BOXES))
 
 
 class LoadedModel(prediction_service_pb2_grpc.PredictionServiceServicer):

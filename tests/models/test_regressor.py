@@ -90,6 +90,29 @@ def test_a_pyramid_gives_a_finer_map(dims):
     assert np.abs(output["mu"][..., :2]).max() < 0.5
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_sigma_sees_how_wide_a_map_is(dims):
+    """The same mean colours and another arrangement: only the maps can tell."""
+    regressor = build_regressor(
+        patch_means(128, 128), H36M18, dims, (128, 128), head="soft_argmax", map_sigma=True
+    )
+    regressor.get_layer("score_maps").kernel.assign(8 * tf.ones((1, 1, 3, 18)))
+    kernel = regressor.get_layer("sigma_dense").kernel
+    assert kernel.shape == (3 + 2 * 2 * 18, 18 * dims)
+    kernel.assign(keras.random.normal(kernel.shape, seed=0))
+    one, two = np.zeros((2, 1, 128, 128, 3), "float32")
+    one[:, 32:64, 32:64] = 1
+    two[:, 32:64, 32:48] = two[:, 96:128, 96:112] = 1
+    narrow, wide = regressor(one), regressor(two)
+    difference = np.abs(narrow["log_sigma"] - wide["log_sigma"])
+    assert difference[:, 1:].min() > 1e-4 and difference.max() > 0.1
+    # An even map has the variance of its cells' centres, and a peak none: no NaN of a log.
+    flat = regressor(np.zeros((1, 128, 128, 3), "float32"))
+    assert np.isfinite(flat["log_sigma"]).all()
+    with pytest.raises(ModelError, match="map_sigma: found True with head 'pooled'"):
+        build_regressor(patch_means(64, 64), LSP14, 2, (64, 64), map_sigma=True)
+
+
 def test_a_pyramid_of_a_model_of_one_s_own():
     image = keras.Input((64, 64, 3))
     fine = keras.layers.Conv2D(4, 3, 8, "same", name="fine")(image)

@@ -376,7 +376,9 @@ function tabulate() {
   $("caption").replaceChildren("Person score ", score, "; joints in pixels of the photograph");
   const deep = "depth_mm" in answer;
   const heads = ["joint", "x", "y", "σ x", "σ y", ...(deep ? ["depth mm", "σ depth"] : [])];
-  const head = [...heads, "confidence"].map((name) => element("th", { scope: "col" }, name));
+  // Of a model that is not calibrated, what ranks its joints.
+  const certain = answer.confidence ?? answer.score;
+  const head = [...heads, answer.confidence ? "confidence" : "score"].map((name) => element("th", { scope: "col" }, name));
   const table = document.querySelector("table");
   table.tHead.replaceChildren(element("tr", {}, ...head));
   table.tBodies[0].replaceChildren(
@@ -388,7 +390,7 @@ function tabulate() {
         values.push(number(answer.depth_mm[person][joint], 0));
         values.push(number(answer.depth_sigma_mm[person][joint], 0));
       }
-      const share = answer.score[person][joint];
+      const share = certain[person][joint];
       const confidence = element("td", { className: "confidence" }, number(share, 3));
       confidence.style.setProperty("--share", Math.max(0, Math.min(share ?? 0, 1)));
       const words = element("th", { scope: "row", className: side(joint) }, name.replace("_", " "));
