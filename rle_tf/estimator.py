@@ -1,12 +1,14 @@
 """The Keras model that is trained: a regressor and the loss with its flow."""
 
+from collections.abc import Callable
+
 import keras
 import numpy as np
 import tensorflow as tf
 
 from rle_tf.errors import ModelError
 from rle_tf.flow import RealNVP
-from rle_tf.losses import PoseLoss
+from rle_tf.losses import MapLoss, PoseLoss
 
 # In unit coordinates, as is usual for regression heads: 5 % of the crop's sides, 100 mm.
 PCK_THRESHOLD = 0.05
@@ -22,10 +24,15 @@ class PoseEstimator(keras.Model):
     supervised joints closer than 5 % of the crop (of depth: 100 mm) to the target; `sigma`, their
     mean sigma.
 
+    With a `map_weight` the maps of a regressor with head "soft_argmax" learn from the annotated
+    places directly, too, for which `MapLoss` times the weight is added to the loss. Nothing of it
+    is left in the regressor.
+
     Args:
         regressor: input -> {"mu": (B, K, D), "log_sigma": (B, K, D)}, an image regressor of
             (B, H, W, 3) or a lifter of keypoints (B, K, 2); all that is needed at test time.
         loss: `RLELoss`, or another `PoseLoss`.
+        map_weight: Of the maps' own loss; 0 for none.
 
     Attributes:
         regressor: As given.
@@ -34,12 +41,23 @@ class PoseEstimator(keras.Model):
         flow_2d: Its flow for people without depths, `None` where it has none.
 
     Raises:
-        ModelError: if the regressor's outputs are others; in `fit`, if the target is.
+        ModelError: if the regressor's outputs are others, or it has no maps that a `map_weight`
+            could be of; in `fit`, if the target is another.
     """
 
-    def __init__(self, regressor: keras.Model, loss: PoseLoss, name: str = "pose_estimator"):
+    def __init__(
+        self,
+        regressor: keras.Model,
+        loss: PoseLoss,
+        map_weight: float = 0.0,
+        name: str = "pose_estimator",
+    ):
         super().__init__(name=name)
         check_outputs(regressor, f"regressor '{regressor.name}'")
+        self.map_weight = map_weight
+        self._map_loss = MapLoss()
+        # In a closure, which Keras does not look into: the layers are the regressor's own.
+        self._forward = _with_scores(regressor) if map_weight else regressor.__call__
         self.regressor = regressor
         # Keras tracks layers, not losses: held here, the flows are trained and saved.
         self.flow: RealNVP | None = loss.flow
@@ -63,7 +81,11 @@ class PoseEstimator(keras.Model):
         self.built = True
 
     def call(self, image, training=None):
-        return self.regressor(image, training=training)
+        return self._forward(image, training=training)
+
+    def predict_step(self, data):
+        image, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        return self.regressor(image, training=False)
 
     def compile(
         self,
@@ -99,6 +121,8 @@ class PoseEstimator(keras.Model):
         target = {key: tf.cast(y[key], tf.float32) for key in ("keypoints", "weight")}
         # The Loss object, not its values: it scales for the number of replicas.
         loss = self.loss(target, y_pred, sample_weight)
+        if self.map_weight:
+            loss += self.map_weight * self._map_loss(target, y_pred["scores"], sample_weight)
         if self.losses:  # regularisers of the regressor's layers
             loss += super().compute_loss(x, y, y_pred, sample_weight, training)
         return loss
@@ -119,6 +143,7 @@ class PoseEstimator(keras.Model):
         return {
             "regressor": keras.saving.serialize_keras_object(self.regressor),
             "loss": keras.saving.serialize_keras_object(self.loss),
+            "map_weight": self.map_weight,
             "name": self.name,
         }
 
@@ -127,6 +152,7 @@ class PoseEstimator(keras.Model):
         return cls(
             regressor=keras.saving.deserialize_keras_object(config["regressor"]),
             loss=keras.saving.deserialize_keras_object(config["loss"]),
+            map_weight=config.get("map_weight", 0.0),  # older files have none
             name=config["name"],
         )
 
@@ -148,6 +174,19 @@ class PoseEstimator(keras.Model):
         )
         # Its slots exist before the file's values are assigned to them.
         self.optimizer.build(self.trainable_variables)
+
+
+def _with_scores(regressor: keras.Model) -> Callable:
+    """The regressor's call, which also gives the "scores" (B, K, h, w) of head "soft_argmax"."""
+    try:
+        scores = regressor.get_layer("score_maps").output
+    except ValueError:
+        raise ModelError(
+            f"map_weight: regressor '{regressor.name}' has no maps; expected head soft_argmax"
+        ) from None
+    outputs = {**regressor.output, "scores": keras.ops.transpose(scores, (0, 3, 1, 2))}
+    model = keras.Model(regressor.input, outputs)
+    return lambda image, training=None: model(image, training=training)
 
 
 def check_outputs(regressor: keras.Model, name: str) -> None:

@@ -386,3 +386,37 @@ class RLELoss(PoseLoss):
             for key in ("flow", "flow_2d")
         }
         return cls(**{**config, **flows})
+
+
+@keras.saving.register_keras_serializable(package="rle_tf")
+class MapLoss(keras.losses.Loss):
+    """Cross-entropy between the maps of head "soft_argmax" and where the joints are, (B,).
+
+    The gradient of a soft-argmax tells a cell which way the mean should go, not where the joint is;
+    a heatmap's tells it, and features learn from that much faster (Nibali et al., "Numerical
+    coordinate regression with convolutional neural networks", 2018, regularise so). A joint's
+    wanted distribution falls off from it as a normal density of one cell does. Joints without
+    weight, and those outside the crop, which no cell shows, count nothing.
+
+    Called as `loss(target, scores)` with a `PoseLoss`'s target and scores (B, K, h, w).
+    """
+
+    def __init__(self, reduction: str | None = "sum_over_batch_size", name: str = "map_loss"):
+        super().__init__(name=name, reduction=reduction, dtype="float32")
+
+    def call(self, target, scores):
+        height, width = scores.shape[2:]
+        xy, weight = target["keypoints"][..., :2], target["weight"][..., :2]
+        counted = tf.reduce_all((weight != 0) & (tf.abs(xy) < 0.5), axis=-1)
+        # In cells, from the centre of the first.
+        place = (tf.where(counted[..., None], xy, 0.0) + 0.5) * (width, height) - 0.5
+        x, y = place[..., 0, None], place[..., 1, None]
+        log_x = -0.5 * tf.square(tf.range(float(width)) - x)
+        log_y = -0.5 * tf.square(tf.range(float(height)) - y)
+        log_wanted = log_y[..., :, None] + log_x[..., None, :]
+        flat = tf.concat([tf.shape(scores)[:2], [height * width]], axis=0)
+        entropy = tf.nn.softmax_cross_entropy_with_logits(
+            tf.nn.softmax(tf.reshape(log_wanted, flat)), tf.reshape(scores, flat)
+        )
+        weight = tf.where(counted, tf.reduce_min(weight, axis=-1), 0.0)
+        return tf.reduce_sum(weight * entropy, axis=-1)

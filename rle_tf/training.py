@@ -29,8 +29,8 @@ def build_estimator(config: RunConfig, source: Source, steps_per_epoch: int) -> 
     """The compiled estimator of a config, with Adam and the schedule of its learning rate."""
     dims = source.records.keypoints.shape[-1]
     regressor = config.model.build(source.skeleton, dims, config.data.image_size)
-    estimator = PoseEstimator(regressor, config.loss.build(dims))
     train = config.train
+    estimator = PoseEstimator(regressor, config.loss.build(dims), train.map_weight)
     learning_rate = train.learning_rate
     if train.schedule == "cosine":
         learning_rate = keras.optimizers.schedules.CosineDecay(
