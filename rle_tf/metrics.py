@@ -277,7 +277,8 @@ def torso_scores(
         `"PCK@0.2"`, `"PCK@0.1"`: share of the joints off by at most that share of the torso;
         `"AUC"`: mean of that share at 0, 0.01, ..., 0.2 torsos; `"error_torso"`: mean error in
         torsos; `"error_px"`; `"within_1_sigma"` and `"within_2_sigma"`: `coverage`;
-        `"PCK@0.2/NAME"` of each joint. NaN where nothing is labelled.
+        `"PCK@0.2_limbs"` and `"PCK@0.1_limbs"`: without neck and head top, which not every
+        skeleton has; `"PCK@0.2/NAME"` of each joint. NaN where nothing is labelled.
     """
     labelled = np.asarray(labelled, bool)
     target_px = np.where(labelled[..., None], np.asarray(target_px, float), 0)
@@ -288,8 +289,11 @@ def torso_scores(
     error = error_px / np.where(measured, length_px, 1)[:, None]
     counted = labelled & measured[:, None]
 
-    def share(threshold: float) -> float:
-        return float(_masked_mean((error <= threshold).ravel(), counted.ravel(), axis=0))
+    limbs = ~np.isin(joints, ("neck", "head_top"))
+
+    def share(threshold: float, chosen: np.ndarray | slice = slice(None)) -> float:
+        hit = error[:, chosen] <= threshold
+        return float(_masked_mean(hit.ravel(), counted[:, chosen].ravel(), axis=0))
 
     scores = {
         "PCK@0.2": share(0.2),
@@ -302,6 +306,7 @@ def torso_scores(
         scores[f"within_{factor}_sigma"] = coverage(
             predicted_px, target_px, sigma_px, labelled, factor
         )
+    scores |= {f"PCK@{threshold}_limbs": share(threshold, limbs) for threshold in (0.2, 0.1)}
     per_joint = _masked_mean(error <= 0.2, counted, axis=0)
     names = zip(joints, per_joint, strict=True)
     return scores | {f"PCK@0.2/{joint}": float(value) for joint, value in names}

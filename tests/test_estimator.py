@@ -11,7 +11,7 @@ from rle_tf.distribution import make_strategy
 from rle_tf.errors import ConfigError, ModelError
 from rle_tf.estimator import PoseEstimator
 from rle_tf.flow import RealNVP
-from rle_tf.losses import L1Loss, RLELoss
+from rle_tf.losses import L1Loss, MapLoss, RLELoss
 from rle_tf.models.regressor import build_regressor
 from rle_tf.skeletons import H36M18, LSP14
 
@@ -33,6 +33,41 @@ def tiny_estimator(loss=None, regularizer=None) -> PoseEstimator:
     estimator = PoseEstimator(regressor, loss or RLELoss(RealNVP(2, layers=2, hidden=8)))
     estimator.compile(keras.optimizers.Adam(1e-2))
     return estimator
+
+
+def test_maps_are_taught_and_leave_nothing_behind(tmp_path):
+    regressor = build_regressor(tiny_backbone(), LSP14, 2, (32, 32), head="soft_argmax")
+    loss = RLELoss(RealNVP(2, layers=2, hidden=8))
+    image, target = samples(8)
+    plain, taught = (PoseEstimator(regressor, loss, map_weight) for map_weight in (0.0, 2.0))
+    for estimator in (plain, taught):
+        estimator.compile(keras.optimizers.Adam(1e-2))
+    assert len(taught.trainable_variables) == len(plain.trainable_variables)
+    scores = keras.Model(regressor.input, regressor.get_layer("score_maps").output)(image)
+    maps = MapLoss()(target, tf.transpose(scores, (0, 3, 1, 2)))
+    added = (
+        taught.evaluate(image, target, verbose=0)[0] - plain.evaluate(image, target, verbose=0)[0]
+    )
+    assert added == pytest.approx(2 * float(maps), rel=1e-3)
+    before = float(maps)
+    taught.fit(image, target, epochs=20, verbose=0)
+    scores = keras.Model(regressor.input, regressor.get_layer("score_maps").output)(image)
+    assert float(MapLoss()(target, tf.transpose(scores, (0, 3, 1, 2)))) < before
+    assert set(taught.predict(image, verbose=0)) == {"mu", "log_sigma"}
+    taught.save(tmp_path / "taught.keras")
+    again = keras.saving.load_model(tmp_path / "taught.keras")
+    assert again.map_weight == 2
+    np.testing.assert_allclose(
+        again.evaluate(image, target, verbose=0)[0],
+        taught.evaluate(image, target, verbose=0)[0],
+        rtol=1e-5,
+    )
+
+
+def test_a_regressor_without_maps_cannot_be_taught_by_them():
+    regressor = build_regressor(tiny_backbone(), LSP14, 2, (32, 32))
+    with pytest.raises(ModelError, match="map_weight: .* has no maps; expected head soft_argmax"):
+        PoseEstimator(regressor, L1Loss(), map_weight=1.0)
 
 
 def mixed_estimator(loss=None, regularizer=None) -> PoseEstimator:

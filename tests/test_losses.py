@@ -12,7 +12,7 @@ from scipy import stats
 from rle_tf.errors import ModelError
 from rle_tf.flow import RealNVP
 from rle_tf.geometry import KNOWN_LOG_SIGMA
-from rle_tf.losses import DensityLoss, L1Loss, L2Loss, RLELoss
+from rle_tf.losses import DensityLoss, L1Loss, L2Loss, MapLoss, RLELoss
 
 VARIANTS = list(itertools.product(["laplace", "gaussian"], ["paper", "official"]))
 
@@ -650,3 +650,48 @@ def test_shapes_that_do_not_fit_are_refused():
         L1Loss()({**target, "keypoints": target["keypoints"][:, :1]}, output)
     with pytest.raises(ModelError, match=r"'log_sigma' has shape \(4, 5, 1\).*\(4, 5, 2\)"):
         loss(target, {**output, "log_sigma": output["log_sigma"][..., :1]})
+
+
+# ---- maps
+
+
+def test_maps_learn_where_the_joint_is():
+    """Scores that are the log of the wanted distribution have its entropy as loss, others more."""
+    target = {
+        "keypoints": np.array([[[0.1, -0.3], [-0.5 + 1 / 16, 0.25]]], "float32"),
+        "weight": np.ones((1, 2, 2), "float32"),
+    }
+    columns, rows = np.arange(8), np.arange(4)  # cells of 1/8 by 1/4
+    scores, entropy = np.zeros((1, 2, 4, 8), "float32"), 0.0
+    for joint, (x, y) in enumerate(target["keypoints"][0]):
+        place = ((x + 0.5) * 8 - 0.5, (y + 0.5) * 4 - 0.5)
+        log = -0.5 * ((columns - place[0]) ** 2 + (rows[:, None] - place[1]) ** 2)
+        scores[0, joint] = log + 7  # a constant is nothing
+        p = np.exp(log) / np.exp(log).sum()
+        entropy -= (p * np.log(p)).sum()
+        assert np.unravel_index(p.argmax(), p.shape) == (round(place[1]), round(place[0]))
+    np.testing.assert_allclose(MapLoss()(target, scores), entropy, rtol=1e-5)
+    assert MapLoss()(target, scores[:, :, ::-1].copy()) > entropy + 0.5
+    even = float(MapLoss()(target, np.zeros_like(scores)))
+    assert even == pytest.approx(2 * np.log(32), rel=1e-5)
+
+
+def test_maps_of_joints_that_no_cell_shows_count_nothing():
+    rng = np.random.default_rng(0)
+    keypoints = rng.uniform(-0.4, 0.4, (2, 4, 3)).astype("float32")
+    weight = np.ones_like(keypoints)
+    scores = tf.Variable(rng.normal(size=(2, 4, 4, 4)).astype("float32"))
+    loss = MapLoss(None)
+    whole = loss({"keypoints": keypoints, "weight": weight}, scores).numpy()
+    keypoints[0, 0, 0], weight[0, 1], keypoints[0, 2, 1] = 0.51, 0, np.nan
+    weight[0, 2], keypoints[0, 1] = 0, np.nan
+    with tf.GradientTape() as tape:
+        value = loss({"keypoints": keypoints, "weight": weight}, scores)
+    gradient = tape.gradient(value, scores).numpy()
+    np.testing.assert_allclose(value[1], whole[1], rtol=1e-6)
+    assert 0 < value[0] < whole[0]
+    assert (gradient[0, :3] == 0).all() and (np.abs(gradient[0, 3]) > 0).all()
+    assert np.isfinite(gradient).all()
+    weight[1, :, 2] = 0  # a depth that is not known is no matter
+    again = loss({"keypoints": keypoints, "weight": weight}, scores).numpy()
+    np.testing.assert_allclose(again[1], whole[1], rtol=1e-6)

@@ -232,6 +232,21 @@ def test_the_learning_rate_drops_after_the_named_epochs(run):
     np.testing.assert_allclose(run.recorder.learning_rates, expected, rtol=1e-5)
 
 
+def test_the_learning_rate_falls_along_a_cosine(run):
+    config = run.config
+    cosine = config.model_copy(
+        update={"train": config.train.model_copy(update={"schedule": "cosine", "drop_epochs": ()})}
+    )
+    estimator = build_estimator(cosine, config.open_source("train"), STEPS)
+    total = STEPS * EPOCHS
+    for step, share in ((0, 1.0), (total // 2, 0.5), (total, 0.0)):
+        estimator.optimizer.iterations.assign(step)
+        expected = 1e-3 * (1 + np.cos(np.pi * step / total)) / 2
+        rate = float(estimator.optimizer.learning_rate)
+        assert rate == pytest.approx(expected, abs=1e-9)
+        assert abs(rate / 1e-3 - share) < 0.1
+
+
 def test_an_interrupted_run_ends_as_if_it_had_not_been(run, tmp_path):
     folder = RunFolder(tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
