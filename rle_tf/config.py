@@ -533,6 +533,7 @@ class TrainConfig(Section):
         drop_epochs: With `steps`, after each of these epochs the learning rate is multiplied by
             `drop_factor`.
         clip_norm: Limit of the global norm of the gradient, or `null`.
+        start: Folder of a run whose regressor and flow this one starts from, at any image size.
         map_weight: Of what the maps of head `soft_argmax` learn directly, `losses.MapLoss`.
         strategy: `none` (one device) or `mirrored` (all devices of this machine).
         evaluate_every: Epochs between evaluations of AP while training; 0: at the end alone.
@@ -548,6 +549,7 @@ class TrainConfig(Section):
     drop_epochs: tuple[int, ...] = ()
     drop_factor: float = Field(0.1, gt=0)
     clip_norm: float | None = Field(None, gt=0)
+    start: str | None = None
     map_weight: float = Field(0.0, ge=0)
     strategy: Literal["none", "mirrored"] = "none"
     evaluate_every: int = Field(0, ge=0)

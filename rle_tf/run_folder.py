@@ -7,6 +7,7 @@ import re
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -105,12 +106,37 @@ class RunFolder:
         Raises:
             ModelError: if the flow was not written, or is of another loss.
         """
+        loss = config.loss.build(dims)
+        self._read_flows(loss)
+        return loss
+
+    def copy_weights(self, estimator: PoseEstimator) -> None:
+        """Fills an estimator with the run's regressor, whose images may have had another size, and
+        its flow.
+
+        Raises:
+            ModelError: if there is no run, or its regressor or flow has other weights.
+        """
+        _, regressor = self.load()
+        pairs = list(zip_longest(estimator.regressor.variables, regressor.variables))
+        for ours, theirs in pairs:
+            shapes = [None if v is None else tuple(v.shape) for v in (theirs, ours)]
+            if shapes[0] != shapes[1]:
+                name = (ours if theirs is None else theirs).path
+                raise ModelError(
+                    f"{self.regressor}: {name}: found {shapes[0]}; expected {shapes[1]}, as the "
+                    "config's model has it"
+                )
+        for ours, theirs in pairs:
+            ours.assign(theirs)
+        self._read_flows(estimator.loss)
+
+    def _read_flows(self, loss: PoseLoss) -> None:
         if not self.flow.is_file():
             raise ModelError(
                 f"{self.flow}: no such file; expected the flow of a run (one of an older version "
                 "is written again by rle-tf train ... --resume)"
             )
-        loss = config.loss.build(dims)
         variables = [variable for flow in loss.flows for variable in flow.weights]
         try:
             with np.load(self.flow) as content:
@@ -120,11 +146,10 @@ class RunFolder:
         if [value.shape for value in values] != [tuple(v.shape) for v in variables]:
             raise ModelError(
                 f"{self.flow}: holds {len(values)} arrays; expected the {len(variables)} of loss "
-                f"'{config.loss.kind}' as the config describes it"
+                f"'{loss.name}' as the config describes it"
             )
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
-        return loss
 
     def save_regressor(self, estimator: PoseEstimator) -> None:
         """Writes `regressor.keras`, `flow.npz` and `density.json`.

@@ -95,6 +95,8 @@ def train(
     with strategy.scope():
         estimator = build_estimator(built, source, steps_per_epoch)
     start = folder.checkpoints.restore(estimator) if resume else 0
+    if config.train.start and not start:
+        RunFolder(Path(config.train.start).expanduser()).copy_weights(estimator)
     if start:
         LOG.info("going on after step %d of %d", start, steps_per_epoch * config.train.epochs)
     folder.path.mkdir(parents=True, exist_ok=True)
@@ -190,7 +192,7 @@ def evaluate_run(
 
 # What may change between the parts of a run that is resumed, and all of `evaluate`.
 _RESUMABLE = {"train.epochs", "train.evaluate_every", "train.drawn_people", "train.strategy",
-              "train.keep_checkpoints", "model.weights", "data.source.root",
+              "train.keep_checkpoints", "train.start", "model.weights", "data.source.root",
               "data.source.first.root", "data.source.second.root"}  # fmt: skip
 
 

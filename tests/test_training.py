@@ -247,6 +247,41 @@ def test_the_learning_rate_falls_along_a_cosine(run):
         assert abs(rate / 1e-3 - share) < 0.1
 
 
+def test_a_run_starts_where_another_one_ended(run, tmp_path):
+    start = {"start": str(run.folder.path), "epochs": 1, "drop_epochs": ()}
+    config = run.config.model_copy(
+        update={"train": run.config.train.model_copy(update={**start, "learning_rate": 1e-30})}
+    )
+    folder = RunFolder(tmp_path / "next")
+    train(config, folder.path)
+    for ours, theirs in zip(
+        folder.load()[1].trainable_variables, run.folder.load()[1].trainable_variables, strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, atol=1e-7)
+    with np.load(folder.flow) as ours, np.load(run.folder.flow) as theirs:
+        for name in theirs:
+            np.testing.assert_allclose(ours[name], theirs[name], atol=1e-7)
+
+
+def test_a_run_of_another_model_is_no_start(run, tmp_path):
+    other = run.config.model.model_copy(update={"head": "soft_argmax"})
+    config = run.config.model_copy(
+        update={
+            "model": other,
+            "train": run.config.train.model_copy(update={"start": str(run.folder.path)}),
+        }
+    )
+    with pytest.raises(ModelError, match=r"regressor.keras: .*: found \(.*\); expected \(.*\), as"):
+        train(config, tmp_path / "other")
+    nowhere = config.model_copy(
+        update={"train": config.train.model_copy(update={"start": str(tmp_path / "none")})}
+    )
+    with pytest.raises(
+        ModelError, match="none/config.yaml: no such file; expected the folder of a"
+    ):
+        train(nowhere, tmp_path / "again")
+
+
 def test_an_interrupted_run_ends_as_if_it_had_not_been(run, tmp_path):
     folder = RunFolder(tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):

@@ -28,7 +28,7 @@ from rle_tf.geometry import DEPTH_MM
 from rle_tf.run_folder import RunFolder, without_nan
 
 # Of a source's metrics, what the table shows where it is there.
-_SHOWN_SCORES = ("AP", "PCK@0.1", "MPJPE", "PA-MPJPE")
+_SHOWN_SCORES = ("AP", "PCK@0.2", "PCK@0.1", "second_AP", "MPJPE", "PA-MPJPE")
 THREADS = (1, 2)
 
 

@@ -1,0 +1,220 @@
+"""What a calibrated model says of people who are hidden, cut off, turned, blurred, or not there.
+
+    python benchmarks/uncertainty.py pose_small --data PATH/TO/DATA
+    python benchmarks/uncertainty.py pose_small --photo astronaut.png --nobody coffee.png \
+        --sheet docs/uncertainty.png
+
+The first prints two tables over the validation people of configs/pose_small.yaml: hidden joints,
+and crops that are out of the ordinary. The second draws a photograph so changed, and others without
+anybody. MODEL_CARD.md has the figures.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image, ImageDraw, ImageFilter
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import mannwhitneyu
+
+from rle_tf.config import load_config
+from rle_tf.data.crops import CropFormat
+from rle_tf.data.pipeline import evaluation_batches
+from rle_tf.data.source import Records
+from rle_tf.drawing import contact_sheet, draw_poses
+from rle_tf.evaluation import pixel_format
+from rle_tf.prediction import Predictor, load, read_image
+
+# Sides of an occluder and of the person, as shares of the crop.
+OCCLUDER = 0.2
+
+
+def outputs(predictor: Predictor, crops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sigma in the geometric mean of x and y, and confidence: (N, K) each."""
+    sigmas, confidences = [], []
+    for start in range(0, len(crops), 64):
+        sigma = predictor.forward(tf.constant(crops[start : start + 64]))["sigma"]
+        sigmas.append(np.exp(np.log(sigma).mean(axis=-1)))
+        confidences.append(predictor.confidence(sigma).numpy())
+    return np.concatenate(sigmas), np.concatenate(confidences)
+
+
+def crops_of(records: Records, predictor: Predictor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """uint8 crops (N, H, W, 3), joints (N, K, 2) in their pixels, and which are to be seen."""
+    crop_format = CropFormat(predictor.image_size, (0.5,) * 3, (0.5,) * 3, predictor.box_margin)
+    batches = evaluation_batches(
+        records, predictor.skeleton, pixel_format(crop_format), batch_size=64
+    )
+    height, width = predictor.image_size
+    crops, joints, seen = [], [], []
+    for images, target in batches:
+        crops.append(np.round(images.numpy()).astype(np.uint8))
+        joints.append((target["keypoints"].numpy() + 0.5) * (width, height))
+        inside = (np.abs(target["keypoints"].numpy()) < 0.5).all(axis=-1)
+        seen.append(inside & (target["weight"].numpy()[..., 0] > 0))
+    return tuple(np.concatenate(parts) for parts in (crops, joints, seen))
+
+
+def covers(rng: np.random.Generator, crops: np.ndarray) -> dict:
+    """What a square of a crop is covered with: functions of the square's shape."""
+
+    def patch(shape):
+        other = crops[rng.integers(len(crops))]
+        y, x = (
+            rng.integers(side - part + 1) for side, part in zip(other.shape, shape, strict=False)
+        )
+        return other[y : y + shape[0], x : x + shape[1]]
+
+    return {
+        "noise": lambda shape: rng.integers(0, 256, shape),
+        "grey": lambda shape: np.full(shape, 128),
+        "part of another photograph": patch,
+    }
+
+
+def hidden(predictor: Predictor, crops, joints, seen) -> Table:
+    """One joint of each person is covered by a square about it."""
+    table = Table("a joint covered by", "people", "sigma is larger", "times, median", "confidence")
+    before, sure = outputs(predictor, crops)
+    side = round(OCCLUDER * crops.shape[2])
+    for name in covers(None, crops):
+        rng = np.random.default_rng(0)
+        cover = covers(rng, crops)[name]
+        changed, rows, chosen = crops.copy(), [], []
+        for row in np.flatnonzero(seen.any(axis=1)):
+            joint = rng.choice(np.flatnonzero(seen[row]))
+            x, y = np.maximum(np.round(joints[row, joint] - side / 2).astype(int), 0)
+            square = changed[row, y : y + side, x : x + side]
+            square[:] = cover(square.shape)
+            rows.append(row)
+            chosen.append(joint)
+        after, unsure = outputs(predictor, changed)
+        ratio = after[rows, chosen] / before[rows, chosen]
+        table.add_row(
+            name,
+            str(len(rows)),
+            f"{(ratio > 1).mean():.1%}",
+            f"{np.median(ratio):.2f}",
+            f"{sure[rows, chosen].mean():.3f} -> {unsure[rows, chosen].mean():.3f}",
+        )
+    return table
+
+
+def cut_off(crops: np.ndarray) -> np.ndarray:
+    """As where a photograph ends: the lower half is black."""
+    changed = crops.copy()
+    changed[:, crops.shape[1] // 2 :] = 0
+    return changed
+
+
+def blurred(crops: np.ndarray) -> np.ndarray:
+    filter = ImageFilter.GaussianBlur(crops.shape[1] / 20)
+    return np.stack([np.asarray(Image.fromarray(crop).filter(filter)) for crop in crops])
+
+
+CHANGES = {
+    "as they are": lambda crops: crops,
+    "lower half cut off": cut_off,
+    "blurred, sigma 5 % of the crop": blurred,
+    "upside down": lambda crops: crops[:, ::-1, ::-1],
+}
+
+
+def without_people(records: Records, count: int, seed: int = 0) -> Records:
+    """As many records whose boxes lie in the same photographs beside everybody annotated."""
+    rng = np.random.default_rng(seed)
+    rows, boxes = [], []
+    for _ in range(100 * count):
+        row = rng.integers(len(records))
+        wh = records.image_wh[row]
+        size = rng.uniform(0.25, 0.5) * wh.min()
+        low = rng.uniform(0, 1, 2) * (wh - size)
+        others = records.boxes_xyxy[records.image_ids == records.image_ids[row]]
+        apart = (low > others[:, 2:]).any(axis=1) | (low + size < others[:, :2]).any(axis=1)
+        if apart.all():
+            rows.append(row)
+            boxes.append([*low, *(low + size)])
+        if len(rows) == count:
+            break
+    taken = records.take(np.array(rows))
+    return Records(**{**vars(taken), "boxes_xyxy": np.array(boxes)})
+
+
+def unusual(predictor: Predictor, crops: np.ndarray, nobody: np.ndarray) -> Table:
+    """Confidence of whole crops, and how well it tells them from ordinary ones."""
+    table = Table("crops", "number", "confidence, mean", "sigma, times", "told apart (AUROC)")
+    sigma, confidence = outputs(predictor, crops)
+    usual = confidence.mean(axis=1)
+    sets = {name: change(crops) for name, change in CHANGES.items()} | {"nobody there": nobody}
+    for name, changed in sets.items():
+        other_sigma, other = outputs(predictor, changed)
+        mean = other.mean(axis=1)
+        apart = mannwhitneyu(usual, mean).statistic / (len(usual) * len(mean))
+        table.add_row(
+            name,
+            str(len(changed)),
+            f"{mean.mean():.3f}",
+            f"{np.median(other_sigma) / np.median(sigma):.2f}",
+            "" if name == "as they are" else f"{apart:.3f}",
+        )
+    return table
+
+
+def sheet(predictor: Predictor, photo: Path, nobody: list[Path]) -> Image.Image:
+    """What is predicted of a photograph as it is and changed, and of some without anybody."""
+    image = Image.fromarray(read_image(photo))
+    image.thumbnail((512, 512))
+    pixels = np.asarray(image)
+    hidden_part = pixels.copy()
+    height, width = pixels.shape[:2]
+    hidden_part[height // 2 : height * 3 // 4, : width // 2] = 128
+    variants = {
+        "as it is": pixels,
+        "half of it hidden": hidden_part,
+        **{name: change(pixels[None])[0] for name, change in [*CHANGES.items()][1:]},
+        **{path.stem: np.asarray(Image.fromarray(read_image(path))) for path in nobody},
+    }
+    drawn = []
+    for name, variant in variants.items():
+        side = np.array(variant.shape[1::-1]) - 1
+        poses = predictor(np.ascontiguousarray(variant), np.array([[0.0, 0, *side]]))
+        picture = draw_poses(variant, poses.keypoints, poses.sigmas, predictor.skeleton)
+        picture = picture.resize((384, round(384 * picture.height / picture.width)))
+        picture = picture.crop((0, 0, 384, 384))
+        ImageDraw.Draw(picture).text(
+            (8, 6),
+            f"{name}: confidence {poses.confidences.mean():.2f}",
+            fill=(255, 255, 255),
+            stroke_width=2,
+            stroke_fill=(0, 0, 0),
+            font_size=18,
+        )
+        drawn.append(picture)
+    return contact_sheet(drawn, columns=4)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("model")
+    parser.add_argument("--data", help="folder of lspet/ and coco/")
+    parser.add_argument("--photo", type=Path)
+    parser.add_argument("--nobody", type=Path, nargs="*", default=[])
+    parser.add_argument("--sheet", type=Path, default=Path("uncertainty.png"))
+    options = parser.parse_args()
+    predictor = load(options.model)
+    if options.data:
+        root = f"data.source.root={options.data!r}"
+        source = load_config("configs/pose_small.yaml", [root]).open_source("val")
+        crops, joints, seen = crops_of(source.records, predictor)
+        Console().print(hidden(predictor, crops, joints, seen))
+        nobody, _, _ = crops_of(without_people(source.second.records, 500), predictor)
+        Console().print(unusual(predictor, crops, nobody))
+    if options.photo:
+        sheet(predictor, options.photo, options.nobody).save(options.sheet)
+        Console().print(f"drawn: {options.sheet}")
+
+
+if __name__ == "__main__":
+    main()
