@@ -90,40 +90,44 @@ def stem(model: schema.ModelT) -> list[str]:
 
 
 def heads(model: schema.ModelT) -> list[str]:
-    """Names of the nodes behind the features.
+    """Names of the nodes behind the features: what is computed from the last maps and is no map
+    itself, and where there is a soft-argmax the convolution that scores its cells.
 
     8 bits hold 256 values of a sigma, of its logarithm and of a coordinate, and each is rounded
     anew on the way to the outputs.
     """
+    operator = schema.BuiltinOperator
+    convolutions = {operator.CONV_2D, operator.DEPTHWISE_CONV_2D}
     names = []
     for graph in model.subgraphs:
-        names += _names(graph, graph.operators[_features(graph) + 1 :])
+        kinds = [model.operatorCodes[node.opcodeIndex].builtinCode for node in graph.operators]
+        # Tensors on the way to a convolution, and to a softmax. Nodes stand in an order that they
+        # can run in.
+        to_convolution, to_softmax = set(), set()
+        for kind, node in reversed(list(zip(kinds, graph.operators, strict=True))):
+            for way, starts in (
+                (to_convolution, kind in convolutions),
+                (to_softmax, kind == operator.SOFTMAX),
+            ):
+                if starts or not way.isdisjoint(node.outputs):
+                    way.update(node.inputs)
+        of_scores, nodes = set(), []
+        for kind, node in zip(kinds, graph.operators, strict=True):
+            outputs = set(node.outputs)
+            scores = kind in convolutions and not to_softmax.isdisjoint(outputs)
+            behind = not of_scores.isdisjoint(node.inputs)
+            is_map = any(np.size(graph.tensors[tensor].shape) == 4 for tensor in outputs)
+            if to_convolution.isdisjoint(outputs) and (
+                scores or behind or (kind not in convolutions and not is_map)
+            ):
+                nodes.append(node)
+                of_scores |= outputs if scores or behind else set()
+        names += _names(graph, nodes)
     return names
 
 
 def _names(graph: schema.SubGraphT, nodes: Sequence[schema.OperatorT]) -> list[str]:
     return [graph.tensors[tensor].name.decode() for node in nodes for tensor in node.outputs]
-
-
-def _features(graph: schema.SubGraphT) -> int:
-    """The place of the node that gives the last map which all outputs are computed from."""
-    image = next(i for i in graph.inputs if len(graph.tensors[i].shape) == 4)
-    last_use = {tensor: len(graph.operators) for tensor in graph.outputs}
-    for place, node in reversed(list(enumerate(graph.operators))):
-        for tensor in node.inputs:
-            last_use.setdefault(tensor, place)
-    # Nodes stand in an order that they can run in. Where a map alone, of all that was computed from
-    # the image, is still to be used, everything behind it goes through that map.
-    alive, features = {image}, None
-    for place, node in enumerate(graph.operators):
-        if alive.isdisjoint(node.inputs):
-            continue
-        alive = {t for t in alive | set(node.outputs) if last_use.get(t, -1) > place}
-        if len(alive) == 1 and len(graph.tensors[min(alive)].shape) == 4:
-            features = place
-    if features is None:
-        raise ValueError("found no map of features; expected one that all outputs depend on")
-    return features
 
 
 if __name__ == "__main__":

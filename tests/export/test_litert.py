@@ -16,6 +16,7 @@ from ai_edge_litert.interpreter import Interpreter
 from PIL import Image
 
 from rle_tf import geometry
+from rle_tf.data.confidence import Confidence
 from rle_tf.data.crops import CropFormat
 from rle_tf.data.lifting import KeypointFormat
 from rle_tf.data.source import Records
@@ -398,6 +399,37 @@ def test_a_network_without_depthwise_convolutions_is_int8_from_its_first_layer(t
     path = export_litert(version, tflite(version, "int8"), "int8", calibration)
     found = _float_convolutions(path, "serving_default")
     assert found == {"stem": [], "heads": ["FULLY_CONNECTED"] * 2}
+
+
+def test_with_a_pyramid_all_but_stem_and_heads_is_int8(tmp_path):
+    """The features are two maps there, of which one is made of the other and a finer one."""
+    keras.utils.set_random_seed(0)
+    regressor = build_regressor(
+        "mobilenet", COCO17, 2, (SIZE, SIZE), head="soft_argmax", output_layer="conv_pw_7_relu",
+        pyramid=["conv_pw_3_relu"], pyramid_channels=16, map_sigma=True,
+    )  # fmt: skip
+    confidence = Confidence(np.linspace(-3, -1, 5), np.tile(np.linspace(1, 0, 5), (17, 1)))
+    version = export_savedmodel(
+        regressor, tmp_path, skeleton=COCO17, confidence=confidence, **OF_CROPS
+    )
+    path = export_litert(version, tflite(version, "int8"), "int8", crops(16))
+    model = model_of(path)
+    (graph,) = model.subgraphs
+    weighted = {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"}
+    in_float = [
+        kind
+        for kind, node in _nodes(model, graph)
+        if kind in weighted and graph.tensors[node.outputs[0]].type == schema.TensorType.FLOAT32
+    ]
+    # First convolution, first depthwise one; scores of the cells, sigma, the grid's product or two.
+    assert in_float[:2] == ["CONV_2D", "DEPTHWISE_CONV_2D"]
+    assert sorted(set(in_float[2:])) == ["CONV_2D", "FULLY_CONNECTED"]
+    assert in_float[2:].count("CONV_2D") == 1
+    found = Interpreter(str(path)).get_signature_runner("serving_default")(image=crops(3))
+    wanted = serve(tf.saved_model.load(str(version)), image=crops(3))
+    assert set(found) == set(wanted) and "confidence" in found
+    assert np.abs(found["keypoints_px"] - wanted["keypoints_px"]).max() < 1
+    np.testing.assert_allclose(found["confidence"], wanted["confidence"], atol=0.05)
 
 
 def test_sidecar_says_what_a_device_has_to_know(exported, exported_3d, exported_lifter):
