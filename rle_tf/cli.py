@@ -246,6 +246,9 @@ def predict(
     flip_test: Annotated[
         bool, typer.Option("--flip-test", help="Average with the mirrored image.")
     ] = False,
+    min_confidence: Annotated[
+        float, typer.Option(help="Joints less sure than this are not drawn.", min=0, max=1)
+    ] = 0.0,
 ) -> None:
     """Predicts poses in photographs and draws them with their uncertainty."""
     _start_tensorflow()
@@ -256,7 +259,12 @@ def predict(
     with _progress() as progress:
         task = progress.add_task("predict", total=len(images), status="")
         predictions = predict_images(
-            predictor, images, out, boxes_xywh, lambda path: progress.advance(task)
+            predictor,
+            images,
+            out,
+            boxes_xywh,
+            lambda path: progress.advance(task),
+            min_confidence=min_confidence,
         )
     people = sum(len(entry["people"]) for entry in predictions)
     CONSOLE.print(f"{people} people in {len(images)} images: {out / 'predictions.json'}")

@@ -219,6 +219,8 @@ def predict_images(
     out: Path,
     boxes_xywh: dict[str, np.ndarray] | None = None,
     on_image: Callable[[Path], None] | None = None,
+    *,
+    min_confidence: float = 0.0,
 ) -> list[dict]:
     """Writes `out/predictions.json` and, for each image, a PNG with the poses drawn.
 
@@ -229,13 +231,15 @@ def predict_images(
         boxes_xywh: From `read_boxes`. An image that it does not name, or all images where it is
             None, are one person that fills the image.
         on_image: Called with each image once it is done.
+        min_confidence: Joints below it are not drawn; of calibrated models.
 
     Returns:
         What the JSON holds: a dict an image with `image` and `people`, each person with
-        `box_xywh`, `score` and `joints`: `name`, `x`, `y`, `sigma_x`, `sigma_y` (pixels of the
-        image; sigmas are null where the model was trained with l1 or l2), of a 3D model `depth_mm`
-        and `depth_sigma_mm` (away from the camera, relative to the root), `score` (1 - mean sigma)
-        and `confidence` (see `Poses`; null where the model is not calibrated).
+        `box_xywh`, `score`, `confidence` (mean of the joints') and `joints`: `name`, `x`, `y`,
+        `sigma_x`, `sigma_y` (pixels of the image; null where the model was trained with l1 or l2),
+        of a 3D model `depth_mm` and `depth_sigma_mm` (away from the camera, relative to the root),
+        `score` (1 - mean sigma) and `confidence` (see `Poses`; null where the model is not
+        calibrated).
 
     Raises:
         DataError: for an image that cannot be read, or a box without area inside its image.
@@ -262,7 +266,9 @@ def predict_images(
             poses.keypoints[..., :2],
             poses.sigmas[..., :2],
             predictor.skeleton,
+            confidence=poses.confidences,
             boxes_xyxy=None if key is None else boxes_xyxy,
+            min_confidence=min_confidence,
         )
         name = path.stem
         while name in names:  # photographs of one name from several folders
@@ -305,6 +311,9 @@ def _people(poses: Poses, boxes_xywh: np.ndarray, skeleton: Skeleton) -> list[di
             {
                 "box_xywh": box.tolist(),
                 "score": round(float(poses.person_scores[row]), 4),
+                "confidence": None
+                if poses.confidences is None
+                else round(float(poses.confidences[row].mean()), 4),
                 "joints": joints,
             }
         )

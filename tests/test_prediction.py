@@ -1,5 +1,6 @@
 """Photographs and boxes in, poses out."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import tensorflow as tf
 from PIL import Image
 
 from rle_tf import prediction
+from rle_tf.data.confidence import Confidence
 from rle_tf.data.source import Poses
 from rle_tf.errors import DataError, ModelError
 from rle_tf.skeletons import COCO17
@@ -57,6 +59,22 @@ def test_without_a_flow_no_error_is_claimed(tmp_path):
     )
     assert entry["people"][0]["joints"][0]["sigma_x"] is None
     assert "NaN" not in (tmp_path / "out" / "predictions.json").read_text()
+
+
+def test_of_a_calibrated_model_joints_that_are_not_sure_can_be_left_out(predictor, tmp_path):
+    values = np.linspace(0.9, 0.1, 17)[:, None] * np.ones(2)
+    sure = dataclasses.replace(predictor, confidence=Confidence(np.array([-4.0, -1]), values))
+    image = photograph(tmp_path / "a.png")
+    pictures = []
+    for least in (0.0, 0.95):
+        (entry,) = prediction.predict_images(sure, [image], tmp_path / "out", min_confidence=least)
+        (person,) = entry["people"]
+        assert person["confidence"] == pytest.approx(0.5, abs=1e-3)
+        assert person["joints"][0]["confidence"] == pytest.approx(0.9, abs=1e-3)
+        with Image.open(tmp_path / "out/a.png") as drawn:
+            pictures.append(np.asarray(drawn, int))
+    plain = np.asarray(Image.open(image), int)
+    assert np.abs(pictures[0] - plain).sum() > 0 and (pictures[1] == plain).all()
 
 
 def test_no_boxes_no_people(predictor, tmp_path):

@@ -66,6 +66,45 @@ def test_run_folder_and_exported_model_predict_the_same(demo, rle_tf):
 
 
 @pytest.mark.slow
+def test_calibrated_on_others_it_says_how_sure_it_is(demo, rle_tf):
+    folder, _ = demo
+    run = folder / "calibrated"
+    shutil.copytree(folder / "runs/demo", run)
+    recipe = (run / "config.yaml").read_text()
+    recipe = recipe.replace("runs/demo-data", "more-data").replace(
+        "val_people: 24", "val_people: 80"
+    )
+    (folder / "more.yaml").write_text(recipe)
+    printed = rle_tf(folder, "calibrate", "calibrated", "--config", "more.yaml")
+    assert "density as trained" in printed and "left_wrist" in printed and "OKS" in printed
+    report = json.loads((run / "calibration_report.json").read_text())
+    assert 0.75 < report["coverage"]["0.9"] < 1  # of forty people
+    with Image.open(run / "calibration_report.png") as picture:
+        assert picture.width > 800
+
+    exported = rle_tf(folder, "export", "calibrated", "--format", "savedmodel", "--name", "sure")
+    assert "saved_models/sure/1" in exported
+    image = next((folder / "runs/demo-data/val2017").glob("*.jpg"))
+    confidences = []
+    for model in ("calibrated", "saved_models/sure"):
+        rle_tf(folder, "predict", image, "--model", model)
+        (entry,) = json.loads((folder / "poses/predictions.json").read_text())
+        confidences.append([joint["confidence"] for joint in entry["people"][0]["joints"]])
+    np.testing.assert_allclose(confidences[0], confidences[1], atol=2e-3)
+    assert 0 < min(confidences[0]) and max(confidences[0]) < 1
+
+    # Trained on, the regressor is another one.
+    other = "import keras, sys; model = keras.saving.load_model(sys.argv[1]); "
+    other += "model.set_weights([w + 0.01 for w in model.get_weights()]); model.save(sys.argv[1])"
+    subprocess.run(
+        [sys.executable, "-c", other, run / "regressor.keras"], check=True, capture_output=True
+    )
+    message = rle_tf(folder, "export", "calibrated", "--name", "x", status=1)
+    assert "calibration.json: is of another model than" in message
+    assert not (folder / "saved_models/x").exists()
+
+
+@pytest.mark.slow
 def test_evaluating_with_another_skeleton_is_refused(demo, rle_tf):
     """A regressor of 14 joints in the folder of a run of 17."""
     folder, _ = demo
