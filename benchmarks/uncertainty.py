@@ -20,6 +20,7 @@ from rich.table import Table
 from scipy.stats import mannwhitneyu
 
 from rle_tf.config import load_config
+from rle_tf.data.background import background
 from rle_tf.data.crops import CropFormat
 from rle_tf.data.pipeline import evaluation_batches
 from rle_tf.data.source import Records
@@ -62,9 +63,7 @@ def covers(rng: np.random.Generator, crops: np.ndarray) -> dict:
 
     def patch(shape):
         other = crops[rng.integers(len(crops))]
-        y, x = (
-            rng.integers(side - part + 1) for side, part in zip(other.shape, shape, strict=False)
-        )
+        y, x = (rng.integers(crops.shape[axis + 1] - shape[axis] + 1) for axis in (0, 1))
         return other[y : y + shape[0], x : x + shape[1]]
 
     return {
@@ -120,26 +119,6 @@ CHANGES = {
     "blurred, sigma 5 % of the crop": blurred,
     "upside down": lambda crops: crops[:, ::-1, ::-1],
 }
-
-
-def without_people(records: Records, count: int, seed: int = 0) -> Records:
-    """As many records whose boxes lie in the same photographs beside everybody annotated."""
-    rng = np.random.default_rng(seed)
-    rows, boxes = [], []
-    for _ in range(100 * count):
-        row = rng.integers(len(records))
-        wh = records.image_wh[row]
-        size = rng.uniform(0.25, 0.5) * wh.min()
-        low = rng.uniform(0, 1, 2) * (wh - size)
-        others = records.boxes_xyxy[records.image_ids == records.image_ids[row]]
-        apart = (low > others[:, 2:]).any(axis=1) | (low + size < others[:, :2]).any(axis=1)
-        if apart.all():
-            rows.append(row)
-            boxes.append([*low, *(low + size)])
-        if len(rows) == count:
-            break
-    taken = records.take(np.array(rows))
-    return Records(**{**vars(taken), "boxes_xyxy": np.array(boxes)})
 
 
 def unusual(predictor: Predictor, crops: np.ndarray, nobody: np.ndarray) -> Table:
@@ -209,7 +188,7 @@ def main() -> None:
         source = load_config("configs/pose_small.yaml", [root]).open_source("val")
         crops, joints, seen = crops_of(source.records, predictor)
         Console().print(hidden(predictor, crops, joints, seen))
-        nobody, _, _ = crops_of(without_people(source.second.records, 500), predictor)
+        nobody, _, _ = crops_of(background(source.second.source, 500), predictor)
         Console().print(unusual(predictor, crops, nobody))
     if options.photo:
         sheet(predictor, options.photo, options.nobody).save(options.sheet)

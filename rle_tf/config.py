@@ -28,6 +28,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from rle_tf.data.augment import Augmentation
+from rle_tf.data.background import with_background
 from rle_tf.data.coco import CocoSource
 from rle_tf.data.crops import CropFormat
 from rle_tf.data.h36m import H36mSource
@@ -167,10 +168,13 @@ class CocoData(FolderData):
 
     Attributes:
         skeleton: The joints of its category, see `rle_tf.skeleton_file.read_skeleton`.
+        background: Places without people to train on, as a share of the people, see
+            `rle_tf.data.background`.
     """
 
     kind: Literal["coco"] = "coco"
     skeleton: AnySkeleton = COCO17
+    background: float = Field(0.0, ge=0, le=1)
     train: SplitFiles = SplitFiles(
         annotations="annotations/person_keypoints_train2017.json", images="train2017"
     )
@@ -188,7 +192,7 @@ class CocoData(FolderData):
             DataError: if files are missing or wrong.
         """
         annotations, folder, detections = self._paths(wanted)
-        return CocoSource(
+        source = CocoSource(
             annotations,
             folder,
             skeleton=self.skeleton,
@@ -196,6 +200,9 @@ class CocoData(FolderData):
             min_box_score=wanted.evaluate.min_box_score,
             oks_nms_threshold=wanted.evaluate.oks_nms,
         )
+        if self.background and wanted.split == "train":
+            return with_background(source, self.background)
+        return source
 
 
 class H36mData(FolderData):
@@ -420,7 +427,7 @@ class ModelConfig(Section):
         freeze: Layers of the backbone up to this one are not trained.
         pyramid: Finer maps that head `soft_argmax` looks at, names of layers from fine to coarse.
         pyramid_channels: Of the map that they are merged into.
-        map_sigma: Whether sigma sees the maps of head `soft_argmax`.
+        map_sigma: Whether sigma sees what the maps of head `soft_argmax` look at.
     """
 
     kind: Literal["image"] = "image"

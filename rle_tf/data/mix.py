@@ -95,10 +95,7 @@ class MixSource:
         same = self.skeleton == first.skeleton
         self.first = first if same else MappedSource(first, self.skeleton)
         self.second = MappedSource(second, self.skeleton, dims)
-        columns = zip(
-            vars(self.first.records).values(), vars(self.second.records).values(), strict=True
-        )
-        self.records = Records(*(np.concatenate(pair) for pair in columns))
+        self.records = self.first.records.join(self.second.records)
         self.of_first = np.arange(len(self.records)) < len(first.records)
 
     @property

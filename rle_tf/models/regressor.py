@@ -118,9 +118,10 @@ def build_regressor(
     - head "soft_argmax" (the paper's for HRNet; Sun et al., ECCV 2018): a map of scores for each
       joint, mu_xy = sum over its cells of softmax(scores) * the cell's centre; the depth, if any,
       as in "pooled". A cell's centre is ((i + 0.5)/n - 0.5), i of n cells;
-    - both: log_sigma = log_sigmoid(W' f + b'), where `map_sigma` is set of f, mu and the logarithm
-      of the variance of softmax(scores) along x and y: a joint that is not to be seen has a map
-      that is wide or has several peaks.
+    - both: log_sigma = log_sigmoid(W' f + b'). Where `map_sigma` is set there are also terms of
+      each joint's own, linear in the features where its map softmax(scores) looks (their mean
+      under it) and in the logarithm of its variance along x and y: a joint that is hidden looks
+      like something else, and its map is wide or has several peaks.
 
     Whatever the dtype policy, the heads compute in float32. Only layers and operations of Keras
     itself are used: a saved model loads where this package is not installed.
@@ -170,21 +171,20 @@ def build_regressor(
 
     joints = len(skeleton.joints)
     pooled = layers.GlobalAveragePooling2D(dtype="float32", name="pool")(features)
-    normed = pooled
+    normed, of_joints = pooled, None
     if feature_norm:
         normed = layers.UnitNormalization(dtype="float32", name="feature_norm")(pooled)
     if head == "pooled":
         mu = dense_head(normed, joints, dims, "mu")
     else:
         fine = top_down([*finer, features], pyramid_channels) if pyramid else features
-        mu, variance = _soft_argmax(fine, joints)
+        mu, log_variance, seen = _soft_argmax(fine, joints)
         if map_sigma:
-            seen = [layers.Flatten(dtype="float32")(x) for x in (keras.ops.log(variance), mu)]
-            pooled = layers.Concatenate(dtype="float32", name="pool_and_maps")([pooled, *seen])
+            of_joints = layers.Concatenate(dtype="float32", name="seen")([seen, log_variance])
         if dims == 3:
             depth = dense_head(normed, joints, 1, "depth")
             mu = layers.Concatenate(dtype="float32", name="mu_xyz")([mu, depth])
-    log_sigma = log_sigma_head(pooled, joints, dims)
+    log_sigma = log_sigma_head(pooled, joints, dims, of_joints)
     if dims == 3:
         mu, log_sigma = relative_to_root(mu, log_sigma, skeleton, axes=(0, 0, 1))
     return keras.Model(image, {"mu": mu, "log_sigma": log_sigma}, name="regressor")
@@ -232,22 +232,35 @@ def _with_maps(backbone: keras.Model, names: Sequence[str]) -> keras.Model:
 # outputs back to half precision.
 
 
+# Glorot's uniform initialisation at a gain of 0.01.
+_SMALL = {"scale": 1e-4, "mode": "fan_avg", "distribution": "uniform"}
+
+
 def dense_head(features, joints: int, dims: int, name: str):
-    """(B, C) -> (B, joints, dims). Glorot's uniform initialisation at a gain of 0.01."""
+    """(B, C) -> (B, joints, dims), initialised near 0."""
     x = layers.Dense(
         joints * dims,
-        kernel_initializer=keras.initializers.VarianceScaling(1e-4, "fan_avg", "uniform"),
+        kernel_initializer=keras.initializers.VarianceScaling(**_SMALL),
         dtype="float32",
         name=f"{name}_dense",
     )(features)
     return layers.Reshape((joints, dims), dtype="float32", name=name)(x)
 
 
-def log_sigma_head(features, joints: int, dims: int):
-    """(B, C) -> log_sigma (B, joints, dims), below 0."""
-    return layers.Activation("log_sigmoid", dtype="float32", name="log_sigma")(
-        dense_head(features, joints, dims, "sigma")
-    )
+def log_sigma_head(features, joints: int, dims: int, of_joints=None):
+    """(B, C) -> log_sigma (B, joints, dims), below 0; features of each joint (B, joints, C') add
+    what is linear in them."""
+    x = dense_head(features, joints, dims, "sigma")
+    if of_joints is not None:
+        own = layers.EinsumDense(
+            "bkc,kcd->bkd",
+            (joints, dims),
+            kernel_initializer=keras.initializers.VarianceScaling(**_SMALL),
+            dtype="float32",
+            name="sigma_of_joints",
+        )(of_joints)
+        x = layers.Add(dtype="float32", name="sigma_sum")([x, own])
+    return layers.Activation("log_sigmoid", dtype="float32", name="log_sigma")(x)
 
 
 def relative_to_root(mu, log_sigma, skeleton: Skeleton, axes: tuple[int, int, int]):
@@ -271,20 +284,22 @@ def relative_to_root(mu, log_sigma, skeleton: Skeleton, axes: tuple[int, int, in
 
 
 def _soft_argmax(features, joints: int):
-    """(B, h, w, C) -> mean and variance of the cells' centres, (B, joints, 2) each, x before y.
+    """(B, h, w, C) -> mean and log of the variance of the cells' centres, (B, joints, 2) each, x
+    before y, and the mean of the features, (B, joints, C); all under each joint's map.
 
     The variance is at least 1e-4, a hundredth of the crop squared.
     """
-    height, width = features.shape[1:3]
+    height, width, channels = features.shape[1:]
     x = layers.Conv2D(joints, 1, dtype="float32", name="score_maps")(features)
     x = layers.Reshape((height * width, joints), dtype="float32", name="score_cells")(x)
     x = layers.Permute((2, 1), dtype="float32", name="score_cells_by_joint")(x)
     probability = layers.Softmax(dtype="float32", name="cell_probability")(x)
     y_centres = (np.arange(height) + 0.5) / height - 0.5
     x_centres = (np.arange(width) + 0.5) / width - 0.5
-    grid = np.stack(np.meshgrid(x_centres, y_centres), axis=-1).reshape(-1, 2)
+    grid = np.stack(np.meshgrid(x_centres, y_centres), axis=-1).reshape(-1, 2).astype("float32")
     # A constant and not a frozen layer: setting `trainable` on the model would thaw the latter.
-    grid = grid.astype("float32")
     mean = keras.ops.matmul(probability, grid)
-    square = keras.ops.matmul(probability, grid**2)
-    return mean, keras.ops.maximum(square - mean**2, 0.0) + 1e-4
+    variance = keras.ops.matmul(probability, grid**2) - mean**2
+    cells = layers.Reshape((height * width, channels), dtype="float32", name="cells")(features)
+    seen = keras.ops.matmul(probability, cells)
+    return mean, keras.ops.log(keras.ops.maximum(variance, 0.0) + 1e-4), seen

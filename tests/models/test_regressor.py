@@ -97,9 +97,10 @@ def test_sigma_sees_how_wide_a_map_is(dims):
         patch_means(128, 128), H36M18, dims, (128, 128), head="soft_argmax", map_sigma=True
     )
     regressor.get_layer("score_maps").kernel.assign(8 * tf.ones((1, 1, 3, 18)))
-    kernel = regressor.get_layer("sigma_dense").kernel
-    assert kernel.shape == (3 + 2 * 2 * 18, 18 * dims)
-    kernel.assign(keras.random.normal(kernel.shape, seed=0))
+    assert regressor.get_layer("sigma_dense").kernel.shape == (3, 18 * dims)
+    kernel = regressor.get_layer("sigma_of_joints").kernel
+    assert kernel.shape == (18, 3 + 2, dims)
+    kernel.assign(0.1 * keras.random.normal(kernel.shape, seed=0))
     one, two = np.zeros((2, 1, 128, 128, 3), "float32")
     one[:, 32:64, 32:64] = 1
     two[:, 32:64, 32:48] = two[:, 96:128, 96:112] = 1
