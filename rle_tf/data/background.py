@@ -34,6 +34,8 @@ def background(source: CocoSource, count: int, seed: int = 0) -> Records:
         taken.setdefault(annotation["image_id"], []).append(annotation["bbox"])
     rows, donors, boxes = [], [], []
     for _ in range(_TRIES * count):
+        if len(rows) == count:
+            break
         row, donor = rng.integers(len(records), size=2)
         wh = records.image_wh[row]
         size = records.boxes_xyxy[donor, 2:] - records.boxes_xyxy[donor, :2]
@@ -45,14 +47,16 @@ def background(source: CocoSource, count: int, seed: int = 0) -> Records:
             rows.append(row)
             donors.append(donor)
             boxes.append([*low, *(low + size)])
-        if len(rows) == count:
-            break
-    else:
+    if len(rows) < count:
         raise DataError(
             f"{source.annotations}: found room for {len(rows)} boxes beside all people; expected "
             f"{count}"
         )
-    places, people, boxes = records.take(rows), records.take(donors), np.array(boxes)
+    places, people, boxes = (
+        records.take(np.array(rows, int)),
+        records.take(np.array(donors, int)),
+        np.array(boxes).reshape(-1, 4),
+    )
     theirs = people.boxes_xyxy
     scale = (boxes[:, 2:] - boxes[:, :2]) / (theirs[:, 2:] - theirs[:, :2])
     keypoints = boxes[:, None, :2] + (people.keypoints - theirs[:, None, :2]) * scale[:, None]
