@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageFilter
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import mannwhitneyu
@@ -109,6 +109,7 @@ def cut_off(crops: np.ndarray) -> np.ndarray:
 
 
 def blurred(crops: np.ndarray) -> np.ndarray:
+    """By a normal density as wide as a twentieth of the crop."""
     filter = ImageFilter.GaussianBlur(crops.shape[1] / 20)
     return np.stack([np.asarray(Image.fromarray(crop).filter(filter)) for crop in crops])
 
@@ -116,7 +117,7 @@ def blurred(crops: np.ndarray) -> np.ndarray:
 CHANGES = {
     "as they are": lambda crops: crops,
     "lower half cut off": cut_off,
-    "blurred, sigma 5 % of the crop": blurred,
+    "blurred": blurred,
     "upside down": lambda crops: crops[:, ::-1, ::-1],
 }
 
@@ -155,23 +156,15 @@ def sheet(predictor: Predictor, photo: Path, nobody: list[Path]) -> Image.Image:
         **{name: change(pixels[None])[0] for name, change in [*CHANGES.items()][1:]},
         **{path.stem: np.asarray(Image.fromarray(read_image(path))) for path in nobody},
     }
-    drawn = []
+    drawn, labels = [], []
     for name, variant in variants.items():
-        side = np.array(variant.shape[1::-1]) - 1
-        poses = predictor(np.ascontiguousarray(variant), np.array([[0.0, 0, *side]]))
+        corner = np.array(variant.shape[1::-1]) - 1
+        poses = predictor(np.ascontiguousarray(variant), np.array([[0.0, 0, *corner]]))
         picture = draw_poses(variant, poses.keypoints, poses.sigmas, predictor.skeleton)
-        picture = picture.resize((384, round(384 * picture.height / picture.width)))
-        picture = picture.crop((0, 0, 384, 384))
-        ImageDraw.Draw(picture).text(
-            (8, 6),
-            f"{name}: confidence {poses.confidences.mean():.2f}",
-            fill=(255, 255, 255),
-            stroke_width=2,
-            stroke_fill=(0, 0, 0),
-            font_size=18,
-        )
+        picture.thumbnail((384, 384))
         drawn.append(picture)
-    return contact_sheet(drawn, columns=4)
+        labels.append(f"{name}: {poses.confidences.mean():.2f}")
+    return contact_sheet(drawn, columns=4, labels=labels)
 
 
 def main() -> None:
