@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow lint pose_small clean
 
 demo: $(VENV)/installed
 	$(BIN)/rle-tf demo
@@ -16,6 +16,15 @@ test-slow: $(VENV)/installed-dev
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
+
+# The model that comes with the package, from DATA (lspet/ and coco/) and WEIGHTS, an .npz of
+# ImageNet's; see MODEL_CARD.md. Run again, it goes on where it stopped.
+pose_small: $(VENV)/installed
+	$(BIN)/rle-tf train configs/pose_small.yaml --data-root $(DATA) --out runs/pose_small \
+		--set model.weights=$(WEIGHTS) $(if $(wildcard runs/pose_small/config.yaml),--resume)
+	$(BIN)/rle-tf calibrate runs/pose_small
+	$(BIN)/rle-tf export runs/pose_small --half-weights --format savedmodel --format litert \
+		--precision int8 --precision float16 --report
 
 clean:
 	rm -rf $(VENV) build *.egg-info
