@@ -9,12 +9,14 @@ from rle_tf.data.source import Records
 from rle_tf.errors import DataError
 
 # Of the shorter side of a photograph: the longer side of a box.
-_SIZES = (0.2, 0.6)
-_TRIES = 50
+_SIZES = (0.15, 0.5)
+# What a crop may show, as a square about the box: a margin of 1.25 and a scale of 1.3.
+_SEEN = 1.25 * 1.3
+_TRIES = 200
 
 
 def background(source: CocoSource, count: int, seed: int = 0) -> Records:
-    """Boxes in a source's photographs that touch nobody annotated, crowds included.
+    """Boxes in a source's photographs about which nobody annotated is to be seen, crowds included.
 
     Each has the pose of somebody else, drawn at random and placed in it as that person is in its
     own box: of a place where nobody is, nothing is known but how people stand in boxes, and the
@@ -23,7 +25,7 @@ def background(source: CocoSource, count: int, seed: int = 0) -> Records:
     Args:
         source: Whose photographs and people.
         count: How many.
-        seed: Decides which.
+        seed: Decides which; a run's own seed does not, so that runs compare.
 
     Raises:
         DataError: if the photographs are full of people.
@@ -42,7 +44,10 @@ def background(source: CocoSource, count: int, seed: int = 0) -> Records:
         size = size / size.max() * rng.uniform(*_SIZES) * wh.min()
         low = rng.uniform(0, 1, 2) * (wh - 1 - size)
         others = np.array(taken[records.image_ids[row]])
-        beside = (low > others[:, :2] + others[:, 2:]) | (low + size < others[:, :2])
+        centre, reach = low + size / 2, _SEEN * size.max() / 2
+        beside = (centre - reach > others[:, :2] + others[:, 2:]) | (
+            centre + reach < others[:, :2]
+        )
         if beside.any(axis=1).all():
             rows.append(row)
             donors.append(donor)
