@@ -18,8 +18,9 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 
 # The model that comes with the package, from DATA (lspet/ and coco/) and WEIGHTS, an .npz of
-# ImageNet's; see MODEL_CARD.md. Run again, it goes on where it stopped.
+# ImageNet's; see MODEL_CARD.md. A run that was interrupted goes on where it stopped.
 pose_small: $(VENV)/installed
+	$(if $(and $(DATA),$(WEIGHTS)),,$(error make pose_small DATA=FOLDER WEIGHTS=FILE.npz))
 	$(BIN)/rle-tf train configs/pose_small.yaml --data-root $(DATA) --out runs/pose_small \
 		--set model.weights=$(WEIGHTS) $(if $(wildcard runs/pose_small/config.yaml),--resume)
 	$(BIN)/rle-tf calibrate runs/pose_small

@@ -28,7 +28,7 @@ from rle_tf.drawing import contact_sheet, draw_poses
 from rle_tf.evaluation import pixel_format
 from rle_tf.prediction import Predictor, load, read_image
 
-# Sides of an occluder and of the person, as shares of the crop.
+# The side of an occluder, as a share of the crop.
 OCCLUDER = 0.2
 
 
@@ -176,6 +176,8 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, default=Path("uncertainty.png"))
     options = parser.parse_args()
     predictor = load(options.model)
+    if predictor.confidence is None:
+        raise SystemExit(f"{options.model}: is not calibrated; expected a calibrated model")
     if options.data:
         root = f"data.source.root={options.data!r}"
         source = load_config("configs/pose_small.yaml", [root]).open_source("val")

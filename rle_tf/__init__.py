@@ -48,6 +48,7 @@ _HOMES = {
     "L1Loss": "losses",
     "L2Loss": "losses",
     "DensityLoss": "losses",
+    "MapLoss": "losses",
     "PoseEstimator": "estimator",
     "RunConfig": "config",
     "load_config": "config",
@@ -58,6 +59,7 @@ _HOMES = {
     "export_savedmodel": "export.savedmodel",
     "export_litert": "export.litert",
     "load": "prediction",
+    "calibrate_run": "calibration",
     "draw_poses": "drawing",
     "draw_views": "drawing",
 }

@@ -48,8 +48,8 @@ class Calibration:
         labelled: (K,) int, how many joints of each kind.
         scale: (K,) the factor on sigma under which the density fits best.
         spread: (K, D) within sigma times this, along each coordinate, lay 68.27 % of the joints.
-        regions: (K, `LEVELS`) the share of the density, in its densest region, that held a share
-            `LEVELS` of the joints.
+        regions: (K, `LEVELS`) the depth (see `Density`) within which a share `LEVELS` of the joints
+            lay, at sigma times the scale.
         confidence: The probability of being off by less than a tenth of the person's size.
     """
 
@@ -108,15 +108,17 @@ def run_calibration(run: RunFolder, regressor: keras.Model) -> Calibration | Non
     return calibration
 
 
-def expected_errors(run: RunFolder, regressor: keras.Model) -> np.ndarray:
-    """What one sigma of a run's regressor is worth: (K, D) where it is calibrated, else (D,) of the
-    density that it was trained with; NaN where no sigma was trained.
+def uncertainty(run: RunFolder, regressor: keras.Model) -> tuple[np.ndarray, Confidence | None]:
+    """What one sigma of a run's regressor is worth, (K, D) where it is calibrated, else (D,) of the
+    density that it was trained with, NaN where no sigma was trained; and its confidence.
 
     Raises:
         ModelError: as `run_calibration`, or if the run lacks what it should have.
     """
     calibration = run_calibration(run, regressor)
-    return run.spread if calibration is None else calibration.spread
+    if calibration is None:
+        return run.spread, None
+    return calibration.spread, calibration.confidence
 
 
 def fingerprint(regressor: keras.Model) -> str:
@@ -130,6 +132,9 @@ def fingerprint(regressor: keras.Model) -> str:
 @dataclass(frozen=True)
 class Density:
     """The density of a residual that a loss has learned, by draws from it.
+
+    A residual's *depth* is by how much its log density is below that of the densest draw. A region
+    of highest density is where the depth is at most something.
 
     Attributes:
         loss: With its trained flow.
@@ -156,11 +161,14 @@ class Density:
         """(N, D) -> (N,) log density, but for a constant."""
         return _log_density(self.loss, residual)
 
-    def region(self, residual: np.ndarray) -> np.ndarray:
-        """(N, D) -> (N,) the share of probability that is denser than the residual: the smallest
-        region of highest density that it is in."""
-        rank = np.searchsorted(self.log_density, self.log(residual), side="right")
-        return 1 - rank / len(self.log_density)
+    def depth(self, residual: np.ndarray) -> np.ndarray:
+        """(..., D) -> (...)."""
+        flat = self.log(residual.reshape(-1, residual.shape[-1]))
+        return self.log_density[-1] - flat.reshape(residual.shape[:-1])
+
+    def depth_of(self, shares: np.ndarray) -> np.ndarray:
+        """Within which depths the density has these shares of its probability."""
+        return np.quantile(self.log_density[-1] - self.log_density, shares)
 
     def within(self, radius: np.ndarray) -> np.ndarray:
         """(N,) -> (N,) the probability that x and y are off by less than a radius, in sigmas."""
@@ -232,8 +240,8 @@ def fit(errors: Errors, density: Density, model: str = "") -> Calibration:
     labelled = errors.labelled
     if labelled.sum() < MIN_JOINTS:
         raise DataError(
-            f"calibration: found {labelled.sum()} labelled joints of {len(labelled)} people; "
-            f"expected {MIN_JOINTS} or more"
+            f"calibration: found {labelled.sum()} labelled joints of {len(labelled)} people to fit "
+            f"on; expected {MIN_JOINTS} or more"
         )
     joints = labelled.shape[1]
     # Where an error's share of the size is `TOLERANCE`, in sigmas: a constant, by the crop's shape.
@@ -244,7 +252,7 @@ def fit(errors: Errors, density: Density, model: str = "") -> Calibration:
     def of(chosen: np.ndarray) -> tuple:
         residual = errors.residual[chosen]
         scale = _scale(residual, density)
-        regions = np.quantile(density.region(residual / scale), LEVELS)
+        regions = np.quantile(density.depth(residual / scale), LEVELS)
         spread = np.quantile(np.abs(residual), ONE_SIGMA, axis=0)
         correct = errors.relative[chosen] < TOLERANCE
 
@@ -273,7 +281,7 @@ def fit(errors: Errors, density: Density, model: str = "") -> Calibration:
 
 def _scale(residual: np.ndarray, density: Density) -> float:
     """The factor on sigma under which residuals (N, D) are likeliest."""
-    dims = residual.shape[-1]
+    dims = (residual != 0).any(axis=0).sum()  # the root's depth is known
 
     def loss(log_scale: float) -> float:
         return float(dims * log_scale - density.log(residual * np.exp(-log_scale)).mean())
@@ -347,22 +355,21 @@ def calibration_report(
     labelled = errors.labelled
     confidence = confidences(calibration, errors)
     correct = errors.relative < TOLERANCE
-    regions = density.region(
-        (errors.residual / calibration.scale[:, None]).reshape(-1, errors.residual.shape[-1])
-    ).reshape(labelled.shape)
-    raw = density.region(errors.residual[labelled])
-    in_spreads = np.square(errors.residual / calibration.spread).sum(axis=-1)[labelled]
+    depth = density.depth(errors.residual / calibration.scale[:, None])
+    raw = density.depth(errors.residual[labelled])
+    spread = np.where(calibration.spread > 0, calibration.spread, 1)  # the root's depth is known
+    in_spreads = np.square(errors.residual / spread).sum(axis=-1)[labelled]
     bounds = np.array([np.interp(REPORTED_LEVELS, LEVELS, row) for row in calibration.regions])
 
     def coverage(chosen: np.ndarray) -> dict[str, float]:
-        inside = regions[..., None] <= bounds
+        inside = depth[..., None] <= bounds
         return {
             str(level): float(inside[..., i][chosen].mean()) if chosen.any() else None
             for i, level in enumerate(REPORTED_LEVELS)
         }
 
     people = labelled.any(axis=1)
-    of_person = np.where(labelled, confidence, 0).sum(axis=1) / np.maximum(labelled.sum(axis=1), 1)
+    of_person = confidence.mean(axis=1)  # of all joints: what of a person is labelled nobody knows
     accuracy = np.where(labelled, correct, 0).sum(axis=1) / np.maximum(labelled.sum(axis=1), 1)
     similarity = None
     if oks_sigmas:
@@ -383,7 +390,8 @@ def calibration_report(
         "labelled": int(labelled.sum()),
         "coverage": coverage(labelled),
         "coverage_uncalibrated": {
-            str(level): float((raw <= level).mean()) for level in REPORTED_LEVELS
+            str(level): float((raw <= limit).mean())
+            for level, limit in zip(REPORTED_LEVELS, density.depth_of(REPORTED_LEVELS), strict=True)
         },
         "coverage_normal": {
             str(level): float((in_spreads <= _chi2(level, dims)).mean())
@@ -455,16 +463,24 @@ def calibrate_run(
         on_batch: Called with the number of people of each batch that was predicted.
 
     Returns:
-        The calibration, and `calibration_report` with `fitted_people` and `on_training_people`.
+        The calibration, and `calibration_report` with `fitted_people` and `on_training_people`: how
+        many of the people are in photographs that were trained on, None where that is not known.
 
     Raises:
-        DataError: for too few labelled joints, or people that the model was trained on.
+        DataError: for too few labelled joints, people that the model was trained on, or people
+            with another number of coordinates.
         ModelError: for a lifter, or a loss that trains no sigma.
     """
     input_format = config.input_format
     if not input_format.reads_images:
         raise ModelError(f"{run.path}: a lifter, which takes keypoints; expected a model of images")
-    shared = 0
+    dims, found = regressor.output["mu"].shape[-1], source.records.keypoints.shape[-1]
+    if found != dims:
+        raise DataError(
+            f"calibration: found people with {found} coordinates to a joint; expected {dims}, as "
+            f"{run.path} predicts"
+        )
+    shared = None
     if trained_on is not None:
         known = {Path(path).resolve() for path in trained_on.records.image_paths}
         shared = sum(Path(path).resolve() in known for path in source.records.image_paths)
@@ -474,7 +490,6 @@ def calibrate_run(
             f"{run.path} was trained on, where errors are smaller than elsewhere; expected others "
             "(--force calibrates on them all the same)"
         )
-    dims = source.records.keypoints.shape[-1]
     density = Density.of(run.load_loss(config, dims), dims)
     forward = forward_function(regressor, source.skeleton, input_format, flip_test=False)
     output = predict_outputs(
@@ -489,6 +504,11 @@ def calibrate_run(
     errors = joint_errors(output["sigma"], poses, source.records, input_format.box_margin)
     _, photograph = np.unique(source.records.image_paths.astype(str), return_inverse=True)
     fitted, judged = (np.flatnonzero(photograph % 2 == half) for half in (0, 1))
+    if not errors.labelled[judged].any():
+        raise DataError(
+            f"calibration: found no labelled joint in every second of {photograph.max() + 1} "
+            "photographs; expected people to fit on and others to judge by"
+        )
     calibration = fit(errors.take(fitted), density, fingerprint(regressor))
     report = calibration_report(
         calibration,
@@ -501,7 +521,7 @@ def calibrate_run(
     )
     report = {
         "fitted_people": calibration.people,
-        "on_training_people": bool(shared),
+        "on_training_people": shared,
         **report,
     }
     return calibration, report

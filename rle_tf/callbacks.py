@@ -104,7 +104,7 @@ class Evaluate(keras.callbacks.Callback):
                 self.config.input_format,
                 batch_size=self.config.evaluate.batch_size,
                 flip_test=self.config.evaluate.flip_test,
-                spread=self.model.spread,
+                spread=self.model.spread(),
             )
             logs.update({f"val_{name}": value for name, value in scores.items()})
 
@@ -137,7 +137,7 @@ class Drawings(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if not len(self.source.records):
             return
-        sheet = draw_people(self.model.regressor, self.source, self.config, self.model.spread)
+        sheet = draw_people(self.model.regressor, self.source, self.config, self.model.spread())
         with self.writer.as_default(step=epoch):
             tf.summary.image("validation people", np.asarray(sheet)[None])
         self.writer.flush()

@@ -153,7 +153,7 @@ def evaluate(
 ) -> None:
     """Scores a trained regressor and writes metrics.json and results.json."""
     _start_tensorflow()
-    from rle_tf.calibration import expected_errors
+    from rle_tf.calibration import uncertainty
     from rle_tf.run_folder import RunFolder
     from rle_tf.training import evaluate_run
 
@@ -168,7 +168,7 @@ def evaluate(
             config,
             regressor,
             source,
-            expected_errors(folder, regressor),
+            uncertainty(folder, regressor)[0],
             lambda people: progress.advance(task, people),
         )
     _print_scores(scores, f"{run}, {config.evaluate.boxes} boxes")
@@ -205,6 +205,12 @@ def calibrate(
     source = people.open_source("val", boxes="ground_truth")
     if source.skeleton != config.data.source.skeleton:
         source = MappedSource(source, config.data.source.skeleton)
+    try:
+        trained_on = config.open_source("train")
+    except RLEError:
+        if not force:
+            raise
+        trained_on = None
     with _progress() as progress:
         task = progress.add_task("calibrate", total=len(source.records), status="")
         calibration, report = calibrate_run(
@@ -212,7 +218,7 @@ def calibrate(
             config,
             regressor,
             source,
-            trained_on=None if force else config.open_source("train"),
+            trained_on=trained_on,
             force=force,
             on_batch=lambda people: progress.advance(task, people),
         )
@@ -247,8 +253,14 @@ def predict(
         bool, typer.Option("--flip-test", help="Average with the mirrored image.")
     ] = False,
     min_confidence: Annotated[
-        float, typer.Option(help="Joints less sure than this are not drawn.", min=0, max=1)
-    ] = 0.0,
+        float | None,
+        typer.Option(
+            help="Joints less sure than this are not drawn; default 0.2 where the model is "
+            "calibrated.",
+            min=0,
+            max=1,
+        ),
+    ] = None,
 ) -> None:
     """Predicts poses in photographs and draws them with their uncertainty."""
     _start_tensorflow()
@@ -559,14 +571,11 @@ def _print_calibration(report: dict) -> None:
         table.add_row(name, *shares, "" if ece is None else f"{ece:.3f}")
     CONSOLE.print(table)
     correlation = report["correlation"]
-    CONSOLE.print(
-        "correlation of a person's confidence with "
-        + ", ".join(
-            f"{name} {correlation[key]:.3f}"
-            for key, name in (("oks", "OKS"), ("pck", "PCK@0.1"))
-            if correlation[key] is not None
-        )
-    )
+    for key, name in (("oks", "its OKS"), ("pck", "its share of right joints")):
+        if correlation[key] is not None:
+            CONSOLE.print(
+                f"correlation of a person's confidence with {name}: {correlation[key]:.3f}"
+            )
 
 
 def _number(value: float) -> str:

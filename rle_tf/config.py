@@ -441,6 +441,13 @@ class ModelConfig(Section):
     pyramid_channels: int = Field(128, gt=0)
     map_sigma: bool = False
 
+    @model_validator(mode="after")
+    def _maps_are_of_soft_argmax(self):
+        for key in ("pyramid", "map_sigma"):
+            if getattr(self, key) and self.head != "soft_argmax":
+                raise ValueError(f"{key} is of head soft_argmax; expected none with {self.head}")
+        return self
+
     def build(self, skeleton: Skeleton, dims: int, image_size: tuple[int, int]):
         """The `keras.Model` of `rle_tf.models.regressor.build_regressor`."""
         return build_regressor(
@@ -615,6 +622,15 @@ class RunConfig(Section):
                         f"data.{key}: found {json.dumps(value)}; a model of kind lifting sees no "
                         "images, expected the key to be left out"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _maps_are_taught_where_there_are_any(self):
+        if self.train.map_weight and getattr(self.model, "head", None) != "soft_argmax":
+            raise ValueError(
+                f"train.map_weight: found {self.train.map_weight} for a model without maps; "
+                "expected 0, or model.head soft_argmax"
+            )
         return self
 
     @property

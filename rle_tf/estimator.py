@@ -49,8 +49,9 @@ class PoseEstimator(keras.Model):
         self,
         regressor: keras.Model,
         loss: PoseLoss,
-        map_weight: float = 0.0,
         name: str = "pose_estimator",
+        *,
+        map_weight: float = 0.0,
     ):
         super().__init__(name=name)
         check_outputs(regressor, f"regressor '{regressor.name}'")
@@ -72,7 +73,7 @@ class PoseEstimator(keras.Model):
         """Those of `flow` and `flow_2d` that there are."""
         return self.loss.flows
 
-    @property
+    # No property: Keras looks at every attribute when it saves, and this takes a second.
     def spread(self) -> np.ndarray:
         """(D,) what one sigma is worth, `PoseLoss.spread`; NaN where sigma is not trained."""
         return self.loss.spread(self.regressor.output["mu"].shape[-1])

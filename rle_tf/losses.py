@@ -13,6 +13,7 @@ its joints and coordinates; `reduction` is that of `keras.losses.Loss`.
 """
 
 import math
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -56,7 +57,7 @@ class PoseLoss(keras.losses.Loss):
         constant: (..., D) -> (...). None where no sigma is trained."""
         return None
 
-    def proposals(self, dims: int, n: int, seed: int) -> list[tuple[tf.Tensor, tf.Tensor]]:
+    def proposals(self, dims: int, n: int, seed: int) -> list[tuple[tf.Tensor, Callable]]:
         """Densities that the learned one is near to: (n, dims) draws of each, and the function
         (..., dims) -> (...) of its log."""
         return []

@@ -16,7 +16,7 @@ import tensorflow as tf
 from PIL import Image, ImageOps
 
 from rle_tf import geometry
-from rle_tf.calibration import run_calibration
+from rle_tf.calibration import uncertainty
 from rle_tf.data.annotations import is_box
 from rle_tf.data.confidence import Confidence
 from rle_tf.data.crops import cut_crop, decode
@@ -73,10 +73,15 @@ class Predictor:
         )
 
 
+# Below it nothing is drawn unless it is asked for.
+MIN_CONFIDENCE = 0.2
+
 # Models that come with rle-tf lie inside an installed package and beside it in a checkout.
 _HERE = Path(__file__).parent
 SHIPPED = next(
-    path for path in (_HERE / "saved_models", _HERE.parent / "saved_models") if path.is_dir()
+    path
+    for path in (_HERE.parent / "saved_models", _HERE / "saved_models")
+    if path.is_dir() or path.parent == _HERE
 )
 
 
@@ -109,14 +114,14 @@ def load(model: Path | str = "pose_small", flip_test: bool = False) -> Predictor
         _check_sees_images(input_format.reads_images, model)
         skeleton = config.data.source.skeleton
         regress = forward_function(regressor, skeleton, input_format, flip_test)
-        calibration = run_calibration(folder, regressor)
+        spread, confidence = uncertainty(folder, regressor)
         return Predictor(
             skeleton,
             input_format.image_size,
             input_format.box_margin,
-            folder.spread if calibration is None else calibration.spread,
+            spread,
             lambda crops: regress(input_format.normalise(tf.cast(crops, tf.float32))),
-            None if calibration is None else calibration.confidence,
+            confidence,
         )
     versions = [path for path in model.glob("*") if path.name.isdecimal() and path.is_dir()]
     if versions:
@@ -124,7 +129,8 @@ def load(model: Path | str = "pose_small", flip_test: bool = False) -> Predictor
     if not (model / "saved_model.pb").is_file():
         raise ModelError(
             f"{model}: found neither config.yaml nor saved_model.pb; expected the folder of a "
-            "training run or of an exported model"
+            "training run or of an exported model, or one that comes with rle-tf: "
+            + ", ".join(sorted(path.name for path in SHIPPED.glob("*/") if (path / "1").is_dir()))
         )
     return _from_savedmodel(model, flip_test)
 
@@ -176,6 +182,8 @@ def read_image(path: Path) -> np.ndarray:
     Raises:
         DataError: if it cannot be read as an image.
     """
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder; expected an image (--model names a model)")
     if not path.is_file():
         raise DataError(f"{path}: no such file; expected an image")
     try:
@@ -220,7 +228,7 @@ def predict_images(
     boxes_xywh: dict[str, np.ndarray] | None = None,
     on_image: Callable[[Path], None] | None = None,
     *,
-    min_confidence: float = 0.0,
+    min_confidence: float | None = None,
 ) -> list[dict]:
     """Writes `out/predictions.json` and, for each image, a PNG with the poses drawn.
 
@@ -231,7 +239,8 @@ def predict_images(
         boxes_xywh: From `read_boxes`. An image that it does not name, or all images where it is
             None, are one person that fills the image.
         on_image: Called with each image once it is done.
-        min_confidence: Joints below it are not drawn; of calibrated models.
+        min_confidence: Joints below it are not drawn; by default `MIN_CONFIDENCE` where the model
+            is calibrated, so that no skeleton stands where nobody is.
 
     Returns:
         What the JSON holds: a dict an image with `image` and `people`, each person with
@@ -243,7 +252,15 @@ def predict_images(
 
     Raises:
         DataError: for an image that cannot be read, or a box without area inside its image.
+        ModelError: for a `min_confidence` where the model is not calibrated.
     """
+    if min_confidence is None:
+        min_confidence = MIN_CONFIDENCE
+    elif predictor.confidence is None:
+        raise ModelError(
+            f"min_confidence: found {min_confidence} for a model that is not calibrated; expected "
+            "a calibrated one (rle-tf calibrate)"
+        )
     boxes_xywh = boxes_xywh or {}
     out.mkdir(parents=True, exist_ok=True)
     predictions, names, used = [], set(), set()

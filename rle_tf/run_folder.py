@@ -87,7 +87,7 @@ class RunFolder:
 
     @property
     def spread(self) -> np.ndarray:
-        """(D,) of the flow, by which an expected error is more than sigma; NaN with l1 and l2.
+        """(D,) `PoseLoss.spread`, by which an expected error is more than sigma; NaN with l1, l2.
 
         Raises:
             ModelError: if it has not been written.
@@ -112,10 +112,10 @@ class RunFolder:
 
     def copy_weights(self, estimator: PoseEstimator) -> None:
         """Fills an estimator with the run's regressor, whose images may have had another size, and
-        its flow.
+        its flow; where the losses have other flows the estimator's stays as it is.
 
         Raises:
-            ModelError: if there is no run, or its regressor or flow has other weights.
+            ModelError: if there is no run, or its regressor has other weights.
         """
         _, regressor = self.load()
         pairs = list(zip_longest(estimator.regressor.variables, regressor.variables))
@@ -129,19 +129,24 @@ class RunFolder:
                 )
         for ours, theirs in pairs:
             ours.assign(theirs)
-        self._read_flows(estimator.loss)
+        try:
+            self._read_flows(estimator.loss)
+        except ModelError as error:
+            LOG.info("the flow starts anew: %s", error)
 
     def _read_flows(self, loss: PoseLoss) -> None:
+        variables = [variable for flow in loss.flows for variable in flow.weights]
+        if not variables:
+            return
         if not self.flow.is_file():
             raise ModelError(
                 f"{self.flow}: no such file; expected the flow of a run (one of an older version "
                 "is written again by rle-tf train ... --resume)"
             )
-        variables = [variable for flow in loss.flows for variable in flow.weights]
         try:
             with np.load(self.flow) as content:
                 values = list(content.values())
-        except (OSError, ValueError, BadZipFile) as error:
+        except (OSError, ValueError, TypeError, EOFError, BadZipFile) as error:
             raise ModelError(f"{self.flow}: cannot be read as a flow: {error}") from None
         if [value.shape for value in values] != [tuple(v.shape) for v in variables]:
             raise ModelError(
@@ -162,7 +167,7 @@ class RunFolder:
         unfinished = self.path / f"unfinished_{os.getpid()}.npz"
         np.savez(unfinished, *(value for flow in estimator.flows for value in flow.get_weights()))
         os.replace(unfinished, self.flow)
-        spread = [None if np.isnan(value) else float(value) for value in estimator.spread]
+        spread = [None if np.isnan(value) else float(value) for value in estimator.spread()]
         self.density.write_text(json.dumps({"spread": spread}) + "\n")
 
     def write_scores(self, scores: dict[str, float], results: list[dict]) -> None:

@@ -47,7 +47,7 @@ def read_skeleton(skeleton: str | Path | dict) -> Skeleton:
     where = "skeleton"
     if not isinstance(skeleton, dict):
         where = str(skeleton)
-        skeleton = _content(Path(skeleton))
+        skeleton = _content(Path(skeleton).expanduser())
     try:
         content = _File.model_validate(_tuples(skeleton))
     except ValidationError as error:

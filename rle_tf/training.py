@@ -30,7 +30,7 @@ def build_estimator(config: RunConfig, source: Source, steps_per_epoch: int) -> 
     dims = source.records.keypoints.shape[-1]
     regressor = config.model.build(source.skeleton, dims, config.data.image_size)
     train = config.train
-    estimator = PoseEstimator(regressor, config.loss.build(dims), train.map_weight)
+    estimator = PoseEstimator(regressor, config.loss.build(dims), map_weight=train.map_weight)
     learning_rate = train.learning_rate
     if train.schedule == "cosine":
         learning_rate = keras.optimizers.schedules.CosineDecay(
@@ -78,6 +78,12 @@ def train(
     folder = RunFolder(Path(out))
     _claim(folder, config, resume)
     batch_size = config.train.batch_size
+    frozen = config.model.freeze if config.model.kind == "image" else None
+    if frozen and not (config.model.weights or config.train.start or folder.checkpoints.steps()):
+        raise ConfigError(
+            f"model.freeze: found {frozen!r} with random weights, which would never be trained; "
+            "expected model.weights, train.start, or null"
+        )
     strategy = make_strategy(config.train.strategy, batch_size)
     # All that is read later is opened now: a missing file is found before days of training.
     source, scored = config.open_source("train"), config.open_source("val")
@@ -157,7 +163,7 @@ def train(
         folder.save_regressor(estimator)
         raise
     folder.save_regressor(estimator)
-    return evaluate_run(folder, config, estimator.regressor, scored, estimator.spread)
+    return evaluate_run(folder, config, estimator.regressor, scored, estimator.spread())
 
 
 def evaluate_run(

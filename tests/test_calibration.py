@@ -1,5 +1,6 @@
 """Calibration: what is fitted holds for others, what cannot be fitted is refused."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -18,7 +19,8 @@ from rle_tf.data.source import Poses
 from rle_tf.errors import DataError, ModelError
 from rle_tf.estimator import PoseEstimator
 from rle_tf.evaluation import evaluate
-from rle_tf.losses import DensityLoss, L1Loss
+from rle_tf.flow import RealNVP
+from rle_tf.losses import DensityLoss, L1Loss, RLELoss
 from rle_tf.metrics import correlation, reliability, risk_coverage
 from rle_tf.models.regressor import build_regressor
 from rle_tf.run_folder import RunFolder
@@ -132,14 +134,90 @@ def test_the_function_is_piecewise_linear():
 def test_a_joint_that_is_rarely_labelled_takes_what_fits_all():
     errors, _, _ = people(300, 3)
     errors.labelled[20:, 1] = False
+    rare = cal.fit(errors, DENSITY)
+    assert rare.labelled[1] < cal.MIN_OF_A_KIND
+    errors.labelled[:, 0] = False  # now one kind alone fits all
+    only = cal.fit(errors, DENSITY)
+    assert only.scale[0] == only.scale[1] and only.scale[1] == pytest.approx(3, rel=0.2)
+    assert rare.scale[1] < only.scale[1] / 1.3
+    assert (only.confidence.values[0] == only.confidence.values[1]).all()
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("convention", ["paper", "official"])
+def test_of_a_density_with_a_flow_its_own_draws_are_calibrated(dims, convention):
+    """Nothing to correct: a factor of 1, and each region holds its share of the draws."""
+    keras.utils.set_random_seed(0)
+    flow = RealNVP(dims, layers=4, hidden=8)
+    for variable in flow.variables:
+        variable.assign_add(0.2 * keras.random.normal(variable.shape))
+    loss = RLELoss(flow, convention=convention)
+    density = cal.Density.of(loss, dims)
+    residual = loss.draws(dims, 4000, seed=5)
+    inside = [(density.depth(residual) <= limit).mean() for limit in density.depth_of(cal.LEVELS)]
+    np.testing.assert_allclose(inside, cal.LEVELS, atol=0.03)
+    assert cal._scale(residual, density) == pytest.approx(1, abs=0.05)
+    assert cal._scale(2.5 * residual, density) == pytest.approx(2.5, rel=0.05)
+
+
+def test_errors_beyond_all_draws_are_told_apart():
+    """A tenth of the joints is where the density has nothing: 95 % regions reach there."""
+    errors, records, poses = people(1500, 0)
+    far = np.random.default_rng(9).uniform(size=errors.labelled.shape) < 0.1
+    errors.residual[far] = 300 + errors.residual[far]
     calibration = cal.fit(errors, DENSITY)
-    assert calibration.labelled[1] < cal.MIN_OF_A_KIND
-    errors.labelled[:, 1] = False
-    assert np.isfinite(cal.fit(errors, DENSITY).scale).all()
+    report = cal.calibration_report(calibration, errors, DENSITY, records, poses, JOINTS, ())
+    assert report["coverage"]["0.95"] == pytest.approx(0.95, abs=0.01)
+
+
+def test_a_root_whose_depth_is_known_is_calibrated_in_x_and_y():
+    rng = np.random.default_rng(0)
+    residual = rng.laplace(size=(400, 2, 3))
+    residual[:, 0, 2] = 0
+    errors = cal.Errors(
+        residual=residual,
+        log_sigma=rng.uniform(-4, -2, (400, 2)),
+        relative=rng.uniform(0, 0.2, (400, 2)),
+        relative_sigma=np.full((400, 2), 0.05),
+        labelled=np.ones((400, 2), bool),
+    )
+    density = cal.Density.of(DensityLoss("laplace"), 3)
+    calibration = cal.fit(errors, density)
+    assert calibration.spread[0, 2] == 0 and (calibration.spread[1] > 0.9).all()
+    np.testing.assert_allclose(calibration.scale, 1, atol=0.12)
+    poses = SimpleNamespace(keypoints=np.zeros((400, 2, 3)))
+    records = SimpleNamespace(keypoints=residual, areas=np.ones(400))
+    report = cal.calibration_report(
+        calibration, errors, density, records, poses, ("pelvis", "wrist"), ()
+    )
+    assert 0.4 < report["coverage_normal"]["0.5"] < 0.7
+    assert report["coverage"]["0.9"] == pytest.approx(0.9, abs=0.02)
+
+
+def test_people_with_other_coordinates_are_refused(run):
+    records = run.load()[0].open_source("val").records
+    deep = np.concatenate([records.keypoints, records.keypoints[..., :1]], axis=-1)
+    source = SimpleNamespace(records=dataclasses.replace(records, keypoints=deep), skeleton=COCO17)
+    with pytest.raises(
+        DataError, match="found people with 3 coordinates to a joint; expected 2, as"
+    ):
+        calibrate(run, source=source)
+
+
+def test_people_of_one_photograph_cannot_be_fitted_and_judged(run):
+    source = run.load()[0].open_source("val")
+    one = dataclasses.replace(
+        source.records, image_paths=np.repeat(source.records.image_paths[:1], 40)
+    )
+    source = SimpleNamespace(records=one, skeleton=COCO17)
+    with pytest.raises(DataError, match="no labelled joint in every second of 1 photographs"):
+        calibrate(run, source=source)
 
 
 def test_too_few_joints_are_refused():
-    with pytest.raises(DataError, match="found 1[0-9][0-9] labelled joints of 60 people; expected"):
+    with pytest.raises(
+        DataError, match="found 1[0-9][0-9] labelled joints of 60 people to fit on; expected"
+    ):
         cal.fit(people(60, 0)[0], DENSITY)
 
 
@@ -235,18 +313,19 @@ def test_of_a_run_half_of_the_people_are_fitted_and_half_are_judged(run):
     # Two people to a photograph, mostly: they stay together.
     assert calibration.people + report["people"] == 40 and 15 <= calibration.people <= 25
     assert report["fitted_people"] == calibration.people
-    assert not report["on_training_people"]
+    assert report["on_training_people"] == 0
     assert calibration.model == cal.fingerprint(run.load()[1])
     assert calibration.spread.shape == (17, 2) and set(report["joints"]) == set(COCO17.joints)
 
 
 def test_a_calibrated_run_says_what_is_fitted(run):
     config, regressor = run.load()
-    assert cal.expected_errors(run, regressor).shape == (2,)
+    assert cal.uncertainty(run, regressor)[0].shape == (2,)
     calibration, _ = calibrate(run)
     calibration.save(run.calibration)
     try:
-        spread = cal.expected_errors(run, regressor)
+        spread, confidence = cal.uncertainty(run, regressor)
+        assert (confidence.values == calibration.confidence.values).all()
         np.testing.assert_array_equal(spread, calibration.spread)
         scores, _ = evaluate(
             regressor, config.open_source("val"), config.input_format, flip_test=False,
@@ -277,17 +356,23 @@ def test_training_people_are_refused_unless_forced(run):
     train = run.load()[0].open_source("train")
     with pytest.raises(DataError, match="32 of 32 people are in photographs that .* trained on"):
         calibrate(run, source=train)
-    _, report = calibrate(run, source=run.load()[0].open_source("train"), force=True)
-    assert report["on_training_people"]
+    _, report = calibrate(run, source=train, force=True)
+    assert report["on_training_people"] == 32
+    _, report = calibrate(run, source=train, trained_on=None, force=True)
+    assert report["on_training_people"] is None
 
 
 def test_a_run_without_its_flow_is_named(run, tmp_path):
-    config, regressor = run.load()
+    config, _ = run.load()
+    folder = RunFolder(tmp_path)
+    folder.load_loss(config, 2)  # laplace has none
+    config = load_config(run.config, ["loss={kind: rle}"])
     with pytest.raises(ModelError, match="flow.npz: no such file; expected the flow of a run"):
-        RunFolder(tmp_path).load_loss(config, 2)
-    np.savez(tmp_path / "flow.npz", np.zeros(3))
-    with pytest.raises(ModelError, match="flow.npz: holds 1 arrays; expected the 0 of loss"):
-        RunFolder(tmp_path).load_loss(config, 2)
-    (tmp_path / "flow.npz").write_text("no zip")
-    with pytest.raises(ModelError, match="flow.npz: cannot be read as a flow"):
-        RunFolder(tmp_path).load_loss(config, 2)
+        folder.load_loss(config, 2)
+    np.savez(folder.flow, np.zeros(3))
+    with pytest.raises(ModelError, match="flow.npz: holds 1 arrays; expected the 72 of loss"):
+        folder.load_loss(config, 2)
+    for content in (b"no zip", b""):
+        folder.flow.write_bytes(content)
+        with pytest.raises(ModelError, match="flow.npz: cannot be read as a flow"):
+            folder.load_loss(config, 2)

@@ -39,7 +39,9 @@ def test_maps_are_taught_and_leave_nothing_behind(tmp_path):
     regressor = build_regressor(tiny_backbone(), LSP14, 2, (32, 32), head="soft_argmax")
     loss = RLELoss(RealNVP(2, layers=2, hidden=8))
     image, target = samples(8)
-    plain, taught = (PoseEstimator(regressor, loss, map_weight) for map_weight in (0.0, 2.0))
+    plain, taught = (
+        PoseEstimator(regressor, loss, map_weight=map_weight) for map_weight in (0.0, 2.0)
+    )
     for estimator in (plain, taught):
         estimator.compile(keras.optimizers.Adam(1e-2))
     assert len(taught.trainable_variables) == len(plain.trainable_variables)

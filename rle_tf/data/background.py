@@ -45,9 +45,7 @@ def background(source: CocoSource, count: int, seed: int = 0) -> Records:
         low = rng.uniform(0, 1, 2) * (wh - 1 - size)
         others = np.array(taken[records.image_ids[row]])
         centre, reach = low + size / 2, _SEEN * size.max() / 2
-        beside = (centre - reach > others[:, :2] + others[:, 2:]) | (
-            centre + reach < others[:, :2]
-        )
+        beside = (centre - reach > others[:, :2] + others[:, 2:]) | (centre + reach < others[:, :2])
         if beside.any(axis=1).all():
             rows.append(row)
             donors.append(donor)

@@ -68,6 +68,12 @@ class CocoSource:
         self.detections = Path(detections) if detections else None
         self.min_box_score = min_box_score
         self.oks_nms_threshold = oks_nms_threshold
+        if self.detections and not skeleton.oks_sigmas:
+            raise DataError(
+                f"{self.detections}: detections of people with the joints of '{skeleton.name}', "
+                "which has no oks_sigmas to tell doubles by; expected annotated boxes, or a "
+                "skeleton with them"
+            )
 
         dataset = read_json(self.annotations, dict, "a COCO keypoint dataset")
         for key in ("images", "annotations", "categories"):
@@ -140,8 +146,11 @@ class CocoSource:
         Returns:
             `AP`, `AP50`, ..., `ARL`; `PCK@0.1` (of the longer side of the box), `error_px`,
             `error_px/JOINT`, and `within_1_sigma` and `within_2_sigma` (`metrics.coverage`). NaN
-            where there is no ground truth (no person of that size, say).
+            where there is no ground truth (no person of that size, say). AP and AR are left out
+            where the skeleton has no `oks_sigmas`.
         """
+        if not self.skeleton.oks_sigmas:
+            return self.joint_scores(poses)
         average_precision = metrics.coco_keypoint_ap(
             self.ground_truth, self.results(poses), np.asarray(self.skeleton.oks_sigmas)
         )

@@ -46,10 +46,12 @@ class MappedSource:
 
     @property
     def lacking(self) -> list[str]:
-        """The source's joints that are not in the skeleton. With any, it cannot be scored."""
+        """The source's joints that are not in the skeleton, and its depths where they are left
+        out. With any, it cannot be scored."""
         places = joint_map(self.skeleton, self.source.skeleton)
         names = zip(self.source.skeleton.joints, places, strict=True)
-        return [name for name, place in names if place is None]
+        dims, kept = (r.keypoints.shape[-1] for r in (self.source.records, self.records))
+        return [name for name, place in names if place is None] + ["depths"] * (kept < dims)
 
     def results(self, poses: Poses) -> list[dict]:
         """The source's results, of its own joints.

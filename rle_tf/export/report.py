@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
 
-from rle_tf.calibration import expected_errors
+from rle_tf.calibration import uncertainty
 from rle_tf.config import RunConfig
 from rle_tf.errors import ModelError
 from rle_tf.evaluation import (
@@ -103,7 +103,7 @@ def deployment_report(
         },
         *(_file_entry(file) for file in files),
     ]  # fmt: skip
-    reference = None
+    reference, (spread, _) = None, uncertainty(run, regressor)
     for entry in entries:
         say(f"accuracy of {entry['path']}")
         output = predict_outputs(
@@ -115,7 +115,7 @@ def deployment_report(
         )
         reference = reference or output
         entry["bytes"] = _size(Path(entry["path"]))
-        poses = image_format.decode(output, source.records, expected_errors(run, regressor))
+        poses = image_format.decode(output, source.records, spread)
         entry["scores"] = without_nan(source.score(poses))
         entry |= deviation(output, reference, image_format.image_size)
         entry["latency_ms"] = None

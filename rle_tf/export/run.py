@@ -8,7 +8,7 @@ from pathlib import Path
 
 import keras
 
-from rle_tf.calibration import run_calibration
+from rle_tf.calibration import uncertainty
 from rle_tf.config import RunConfig
 from rle_tf.errors import ModelError
 from rle_tf.export.formats import Format, Precision
@@ -61,7 +61,7 @@ def export_run(
             one; the packages of an extra are not installed;
             `serving` or `report` without a SavedModel; `report` of a lifter; a name that cannot
             stand in a path and in an address. Nothing is written then.
-        DataError: The images for the calibration cannot be used.
+        DataError: The images for int8 cannot be used.
     """
     for wanted, needed in (("serving", serving), ("report", report)):
         if needed and Format.savedmodel not in formats:
@@ -76,12 +76,12 @@ def export_run(
     check_model_name(name)
     model_dir = out / name
     say = on_step or (lambda line: None)
-    calibration = None
+    # First: what is missing is said before anything is written.
+    spread, confidence = uncertainty(run, regressor)
+    ranges = None
     if Format.litert in formats and Precision.int8 in precisions:
-        # First: what is missing is said before anything is written.
-        say("reading crops for the calibration")
-        calibration = calibration_crops(config.open_source("train"), config.input_format)
-    calibrated = run_calibration(run, regressor)
+        say("reading crops that show what activations come to")
+        ranges = calibration_crops(config.open_source("train"), config.input_format)
     version = newest_version(model_dir) + 1
     data = config.data
     crops = {"mean": data.mean, "std": data.std, "box_margin": data.box_margin}
@@ -103,8 +103,8 @@ def export_run(
                 regressor,
                 folder,
                 skeleton=data.source.skeleton,
-                spread=run.spread if calibrated is None else calibrated.spread,
-                confidence=None if calibrated is None else calibrated.confidence,
+                spread=spread,
+                confidence=confidence,
                 version=version,
                 warm_up=serving,
                 half_weights=half_weights,
@@ -120,7 +120,7 @@ def export_run(
             saved = export_into(Path(stack.enter_context(tempfile.TemporaryDirectory())), False)
         for precision in precisions if Format.litert in formats else ():
             say(f"converting to LiteRT, {precision}")
-            crops_if_int8 = calibration if precision == Precision.int8 else None
+            crops_if_int8 = ranges if precision == Precision.int8 else None
             path = model_dir / f"{version}-{precision}.tflite"
             files.append(export_litert(saved, path, precision, crops_if_int8))
             add(path)

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from rle_tf.data.confidence import Confidence
 from rle_tf.data.crops import CropFormat
+from rle_tf.errors import ModelError
 from rle_tf.evaluation import flip_back
 from rle_tf.export.photograph import crops_of_photographs
 from rle_tf.geometry import DEPTH_MM, screen_coordinates
@@ -24,20 +25,31 @@ Endpoints = dict[str, tuple[Callable[..., dict[str, tf.Tensor]], list[tf.TensorS
 def float32_network(regressor: keras.Model, half_weights: bool = False) -> Network:
     """The regressor in float32, traced once for all signatures: input -> `mu`, `log_sigma`.
 
-    With `half_weights` its variables are float16, and become float32 when it runs.
+    With `half_weights` its trained variables are float16, and become float32 when it runs.
+
+    Raises:
+        ModelError: for a weight that float16 does not hold.
     """
     twin = _float32_twin(regressor)
     signature = [tf.TensorSpec(regressor.input_shape)]
     if not half_weights:
         return tf.function(lambda network_input: twin(network_input, training=False), signature)
-    trained, others = (
-        [tf.Variable(tf.cast(v, tf.float16), trainable=False) for v in variables]
-        for variables in (twin.trainable_variables, twin.non_trainable_variables)
-    )
+    twin.trainable = True  # also what was frozen, whose kernels are large
+    halves = []
+    for variable in twin.trainable_variables:
+        half = tf.cast(variable, tf.float16)
+        if not np.isfinite(half).all():
+            raise ModelError(
+                f"{variable.path}: found {np.abs(variable).max():.4g}; expected weights up to "
+                "65504, as float16 holds, or an export without half weights"
+            )
+        halves.append(tf.Variable(half, trainable=False))
+    # Variances may be large, and are few.
+    others = [tf.Variable(variable, trainable=False) for variable in twin.non_trainable_variables]
 
     def network(network_input):
-        values = ([tf.cast(v, tf.float32) for v in variables] for variables in (trained, others))
-        output, _ = twin.stateless_call(*values, network_input, training=False)
+        values = [tf.cast(half, tf.float32) for half in halves]
+        output, _ = twin.stateless_call(values, others, network_input, training=False)
         return output
 
     return tf.function(network, signature)

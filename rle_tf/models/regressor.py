@@ -72,23 +72,23 @@ def build_backbone(
     model = BACKBONES[name](_check_image_size(image_size))
     features = model.output
     if output_layer is not None:
-        features = _layer(model, name, output_layer).output
+        features = _layer(model, f"backbone {name}", output_layer).output
     backbone = keras.Model(model.input, features, name="backbone")
     if weights is not None:
         load_weights(backbone, name, weights)
     if freeze is not None:
-        last = backbone.layers.index(_layer(backbone, name, freeze))
+        last = backbone.layers.index(_layer(backbone, f"backbone {name}", freeze))
         for layer in backbone.layers[: last + 1]:
             layer.trainable = False
     return backbone
 
 
-def _layer(model: keras.Model, backbone: str, wanted: str) -> keras.layers.Layer:
+def _layer(model: keras.Model, title: str, wanted: str) -> keras.layers.Layer:
     names = [layer.name for layer in model.layers]
     if wanted not in names:
         close = difflib.get_close_matches(wanted, names, n=5, cutoff=0.5)
         raise ModelError(
-            f"backbone {backbone} has no layer {wanted!r}; "
+            f"{title} has no layer {wanted!r}; "
             + (f"close to it are {', '.join(close)}" if close else f"its last is {names[-1]}")
         )
     return model.get_layer(wanted)
@@ -217,7 +217,7 @@ def _check_backbone(backbone: keras.Model, image, weights, output_layer, freeze)
 
 def _with_maps(backbone: keras.Model, names: Sequence[str]) -> keras.Model:
     """A backbone that gives the maps of some of its layers, too, before its own."""
-    maps = [_layer(backbone, backbone.name, name).output for name in names]
+    maps = [_layer(backbone, f"model '{backbone.name}'", name).output for name in names]
     sizes = [tuple(m.shape[1:3]) for m in (*maps, backbone.output)]
     for fine, coarse in pairwise(sizes):
         if any(f % c for f, c in zip(fine, coarse, strict=True)):

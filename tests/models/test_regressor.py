@@ -122,7 +122,7 @@ def test_a_pyramid_of_a_model_of_one_s_own():
         backbone, LSP14, 2, (64, 64), head="soft_argmax", pyramid=["fine"], pyramid_channels=8
     )
     assert regressor.get_layer("score_maps").output.shape == (None, 8, 8, 14)
-    with pytest.raises(ModelError, match="backbone mine has no layer 'other'"):
+    with pytest.raises(ModelError, match="model 'mine' has no layer 'other'"):
         build_regressor(backbone, LSP14, 2, (64, 64), head="soft_argmax", pyramid=["other"])
     with pytest.raises(ModelError, match="with head 'pooled'; expected soft_argmax"):
         build_regressor(backbone, LSP14, 2, (64, 64), pyramid=["fine"])
