@@ -136,7 +136,7 @@ def test_bad_forms_of_overrides(recipe, override, message):
     [
         ("sede=3", "sede: unknown key; did you mean 'seed'? valid keys: name, seed, data, model,"),
         ("train.batchsize=3", "train.batchsize: unknown key; did you mean 'batch_size'? valid "
-         "keys: batch_size, epochs, steps_per_epoch, learning_rate, drop_epochs, "),
+         "keys: batch_size, epochs, steps_per_epoch, learning_rate, schedule, "),
         ("data.source.rot=3", "data.source.rot: unknown key; did you mean 'root'? valid keys: "
          "kind, root, train, val"),
         ("data.source.train.anotations=a", "data.source.train.anotations: unknown key; did you "
@@ -244,3 +244,26 @@ def test_detections_that_the_split_does_not_name(recipe):
     )
     with pytest.raises(ConfigError, match=r"data\.source\.val\.detections: not set"):
         config.open_source("val")
+
+
+MAPS = (
+    "model.head=soft_argmax",
+    "model.output_layer=conv_pw_11_relu",
+    "model.pyramid=[conv_pw_5_relu]",
+    "model.map_sigma=true",
+    "train.map_weight=1.0",
+)
+
+
+def test_what_needs_maps_is_refused_without_them(recipe):
+    assert load_config(recipe, [*MAPS]).model.pyramid == ("conv_pw_5_relu",)
+    for override, message in (
+        ("model.pyramid=[a]", "model: found .*pyramid is of head soft_argmax; expected none with"),
+        ("model.map_sigma=true", "model: found .*map_sigma is of head soft_argmax"),
+        ("train.map_weight=0.5", "train.map_weight: found 0.5 for a model without maps; expected"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_config(recipe, [override])
+    with pytest.raises(ConfigError, match="train: found .*drop_epochs are of schedule steps"):
+        load_config(recipe, ["train.schedule=cosine"])
+    assert load_config(recipe, ["train.schedule=cosine", "train.drop_epochs=[]"])

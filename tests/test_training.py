@@ -263,6 +263,15 @@ def test_a_run_starts_where_another_one_ended(run, tmp_path):
             np.testing.assert_allclose(ours[name], theirs[name], atol=1e-7)
 
 
+def test_random_weights_are_not_frozen(run, tmp_path):
+    config = run.config.model_copy(
+        update={"model": run.config.model.model_copy(update={"freeze": "layer1_0_out"})}
+    )
+    with pytest.raises(ConfigError, match="'layer1_0_out' with random weights, which would never"):
+        train(config, tmp_path / "frozen")
+    assert not (tmp_path / "frozen").exists()
+
+
 def test_a_run_of_another_model_is_no_start(run, tmp_path):
     other = run.config.model.model_copy(update={"head": "soft_argmax"})
     config = run.config.model_copy(

@@ -1,6 +1,7 @@
 """COCO people: what is read, how it is scored, and what is said of files that cannot be used."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import math
@@ -554,3 +555,16 @@ def test_joints_outside_are_counted(write_coco):
 def test_an_unlabelled_joint_may_be_anywhere(write_coco):
     records = CocoSource(*write_coco(nose_at(-50, 999, 0))).records
     assert not records.labelled[1, COCO17.joints.index("nose")]
+
+
+def test_a_skeleton_without_oks_sigmas_has_no_ap_and_no_detections(write_coco, tmp_path):
+    annotations, images = write_coco()
+    plain = dataclasses.replace(COCO17, name="plain", oks_sigmas=())
+    source = CocoSource(annotations, images, skeleton=plain)
+    poses = Poses(
+        source.records.keypoints, np.ones((3, 17, 2)), np.ones((3, 17)), np.ones(3), np.ones((3, 4))
+    )
+    scores = source.score(poses)
+    assert "AP" not in scores and scores["PCK@0.1"] == 1
+    with pytest.raises(DataError, match="'plain', which has no oks_sigmas to tell doubles by"):
+        CocoSource(annotations, images, skeleton=plain, detections=tmp_path / "d.json")
