@@ -2,7 +2,7 @@
 
     python benchmarks/uncertainty.py pose_small --data PATH/TO/DATA
     python benchmarks/uncertainty.py pose_small --photo astronaut.png --nobody coffee.png \
-        --sheet docs/uncertainty.png
+        --sheet docs/uncertainty.jpg
 
 The first prints two tables over the validation people of configs/pose_small.yaml: hidden joints,
 and crops that are out of the ordinary. The second draws a photograph so changed, and others without

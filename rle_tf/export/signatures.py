@@ -43,12 +43,14 @@ def float32_network(regressor: keras.Model, half_weights: bool = False) -> Netwo
                 f"{variable.path}: found {np.abs(variable).max():.4g}; expected weights up to "
                 "65504, as float16 holds, or an export without half weights"
             )
-        halves.append(tf.Variable(half, trainable=False))
+        # As integers: TensorFlow writes an error about every model that holds a float16 variable to
+        # the terminal of CPUs that cannot compute in it, where nobody computes in it.
+        halves.append(tf.Variable(tf.bitcast(half, tf.uint16), trainable=False))
     # Variances may be large, and are few.
     others = [tf.Variable(variable, trainable=False) for variable in twin.non_trainable_variables]
 
     def network(network_input):
-        values = [tf.cast(half, tf.float32) for half in halves]
+        values = [tf.cast(tf.bitcast(half, tf.float16), tf.float32) for half in halves]
         output, _ = twin.stateless_call(values, others, network_input, training=False)
         return output
 
