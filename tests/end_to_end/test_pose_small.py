@@ -117,7 +117,7 @@ def test_blurred_it_is_less_sure(pose, people):
     for row in range(0, 200, 10):
         image = Image.open(source.records.image_paths[row]).convert("RGB")
         box = source.records.boxes_xyxy[[row]]
-        soft = image.filter(ImageFilter.GaussianBlur((box[0, 2:] - box[0, :2]).max() / 15))
+        soft = image.filter(ImageFilter.GaussianBlur(float((box[0, 2:] - box[0, :2]).max()) / 15))
         sharp, blurred = (pose(np.asarray(i), box).confidences.mean() for i in (image, soft))
         surer.append(sharp > blurred)
     assert np.mean(surer) > 0.8
