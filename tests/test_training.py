@@ -178,7 +178,7 @@ def test_what_a_run_leaves_behind(run):
     names = {path.name for path in run.folder.path.iterdir()}
     assert names == {
         "config.yaml", "checkpoints", "tensorboard", "history.jsonl", "regressor.keras",
-        "density.json", "metrics.json", "results.json",
+        "flow.npz", "density.json", "metrics.json", "results.json",
     }  # fmt: skip
     config, regressor = run.folder.load()
     assert config == run.config
