@@ -138,6 +138,8 @@ def test_ctrl_c_leaves_a_run_that_is_usable_and_goes_on(demo, small_demo, rle_tf
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        # What a shell starts in the background ignores Ctrl-C, and so do the tests' children there.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 300
     while not list((folder / "cut").glob("checkpoints/step_*")):
