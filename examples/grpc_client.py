@@ -57,7 +57,10 @@ def main() -> None:
         print(f"person {person}: score {answer['person_score'][person]:.3f}")
         joints = zip(answer["keypoints_px"][person], answer["sigma_px"][person], strict=True)
         for joint, ((x, y), (sigma_x, sigma_y)) in enumerate(joints):
-            print(f"  {joint:2d}  {x:7.1f} +- {sigma_x:5.1f}  {y:7.1f} +- {sigma_y:5.1f}")
+            line = f"  {joint:2d}  {x:7.1f} +- {sigma_x:5.1f}  {y:7.1f} +- {sigma_y:5.1f}"
+            if "confidence" in answer:  # of a calibrated model
+                line += f"  {answer['confidence'][person][joint]:.2f} sure"
+            print(line)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
     pip install ai-edge-litert numpy pillow
     python examples/litert_photo.py saved_models/demo/1-int8.tflite photo.jpg --box 120 40 260 420
 
-prints for each joint its place and expected error in pixels of the photograph, and its score. The
-JSON beside the model, which `rle-tf export --format litert` writes, says how the crop is cut.
+prints for each joint its place and expected error in pixels of the photograph, and its confidence
+where the model is calibrated, else its score. The JSON beside the model, which
+`rle-tf export --format litert` writes, says how the crop is cut.
 """
 
 import argparse
@@ -97,9 +98,8 @@ def main():
     scale = (crop_xyxy[2:] - crop_xyxy[:2]) / (width, height)  # of photograph to crop pixels
     places = crop_xyxy[:2] + pose["keypoints_px"][0] * scale
     errors = pose["sigma_px"][0] * scale
-    for joint, (x, y), error, score in zip(
-        about["joints"], places, errors, pose["score"][0], strict=True
-    ):
+    scores = pose["confidence" if "confidence" in pose else "score"][0]
+    for joint, (x, y), error, score in zip(about["joints"], places, errors, scores, strict=True):
         print(f"{joint:<16} {x:9.2f} {y:9.2f}  +- {error[0]:.2f} {error[1]:.2f}  {score:.4f}")
 
 

@@ -63,7 +63,10 @@ def main() -> None:
             print(f"person {person}: score {answer['person_score'][person]:.3f}")
             for joint, (x, y) in enumerate(answer["keypoints_px"][person]):
                 sigma_x, sigma_y = answer["sigma_px"][person][joint]
-                print(f"  {joint:2d}  {x:7.1f} +- {sigma_x:5.1f}  {y:7.1f} +- {sigma_y:5.1f}")
+                line = f"  {joint:2d}  {x:7.1f} +- {sigma_x:5.1f}  {y:7.1f} +- {sigma_y:5.1f}"
+                if "confidence" in answer:  # of a calibrated model
+                    line += f"  {answer['confidence'][person][joint]:.2f} sure"
+                print(line)
 
 
 if __name__ == "__main__":

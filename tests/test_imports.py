@@ -21,6 +21,8 @@ FLOORS = {
     "rle_tf.losses": 1,
     "rle_tf.metrics": 1,
     "rle_tf.config": 2,
+    "rle_tf.config_data": 2,
+    "rle_tf.config_file": 2,
     "rle_tf.distribution": 2,
     "rle_tf.estimator": 2,
     "rle_tf.training": 2,
