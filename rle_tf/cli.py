@@ -2,24 +2,27 @@
 
 import json
 import logging
-import math
 import os
-import sys
 import tempfile
-import time
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
-from rich.console import Console
 from rich.logging import RichHandler
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 import rle_tf
+from rle_tf.console import (
+    CONSOLE,
+    fail,
+    print_calibration,
+    print_report,
+    print_scores,
+    progress_bar,
+    progress_callback,
+    start_tensorflow,
+)
 from rle_tf.errors import ModelError, RLEError
 from rle_tf.export.formats import Format, Precision
 from rle_tf.server import Options
@@ -28,7 +31,6 @@ from rle_tf.server import Options
 # command does for itself: `--help` answers at once.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-CONSOLE = Console()
 # The recipes lie inside an installed package and beside it in a checkout.
 _HERE = Path(__file__).parent
 RECIPES = next(path for path in (_HERE / "configs", _HERE.parent / "configs") if path.is_dir())
@@ -91,7 +93,7 @@ def demo(
 
     Needs no data. An interrupted demo goes on where it stopped.
     """
-    _start_tensorflow()
+    start_tensorflow()
     from rle_tf.callbacks import draw_people
     from rle_tf.config import load_config
     from rle_tf.run_folder import RunFolder
@@ -136,7 +138,7 @@ def train(
 
     Ctrl-C leaves a usable run; --resume goes on from it.
     """
-    _start_tensorflow()
+    start_tensorflow()
     config = _config(recipe, data_root, overrides)
     out = out or Path("runs") / config.name
     _train(config, out, resume, f"rle-tf train {out / 'config.yaml'} --out {out} --resume")
@@ -152,7 +154,7 @@ def evaluate(
     overrides: Overrides = None,
 ) -> None:
     """Scores a trained regressor and writes metrics.json and results.json."""
-    _start_tensorflow()
+    start_tensorflow()
     from rle_tf.calibration import uncertainty
     from rle_tf.run_folder import RunFolder
     from rle_tf.training import evaluate_run
@@ -161,7 +163,7 @@ def evaluate(
     target = RunFolder(out or run)
     target.path.mkdir(parents=True, exist_ok=True)
     source = config.open_source("val")
-    with _progress() as progress:
+    with progress_bar() as progress:
         task = progress.add_task("evaluate", total=len(source.records), status="")
         scores = evaluate_run(
             target,
@@ -171,7 +173,7 @@ def evaluate(
             uncertainty(folder, regressor)[0],
             lambda people: progress.advance(task, people),
         )
-    _print_scores(scores, f"{run}, {config.evaluate.boxes} boxes")
+    print_scores(scores, f"{run}, {config.evaluate.boxes} boxes")
     CONSOLE.print(f"written: {target.metrics} and {target.results}")
 
 
@@ -195,7 +197,7 @@ def calibrate(
 
     Writes calibration.json, which predict and export make use of, and the report with a picture.
     """
-    _start_tensorflow()
+    start_tensorflow()
     from rle_tf.calibration import calibrate_run
     from rle_tf.charts import calibration_chart
     from rle_tf.data.mix import MappedSource
@@ -211,7 +213,7 @@ def calibrate(
         if not force:
             raise
         trained_on = None
-    with _progress() as progress:
+    with progress_bar() as progress:
         task = progress.add_task("calibrate", total=len(source.records), status="")
         calibration, report = calibrate_run(
             folder,
@@ -226,7 +228,7 @@ def calibrate(
     written = folder.calibration_report
     written.write_text(json.dumps(report, indent=1) + "\n")
     calibration_chart(report, config.name, written.with_suffix(".png"))
-    _print_calibration(report)
+    print_calibration(report)
     CONSOLE.print(f"written: {folder.calibration}, {written} and .png", soft_wrap=True)
 
 
@@ -263,12 +265,12 @@ def predict(
     ] = None,
 ) -> None:
     """Predicts poses in photographs and draws them with their uncertainty."""
-    _start_tensorflow()
+    start_tensorflow()
     from rle_tf.prediction import load, predict_images, read_boxes
 
     predictor = load(model, flip_test)
     boxes_xywh = read_boxes(boxes) if boxes else None
-    with _progress() as progress:
+    with progress_bar() as progress:
         task = progress.add_task("predict", total=len(images), status="")
         predictions = predict_images(
             predictor,
@@ -324,7 +326,7 @@ def export(
     overrides: Overrides = None,
 ) -> None:
     """Exports the regressor alone: OUT/NAME/VERSION, a SavedModel, and other formats beside it."""
-    _start_tensorflow()
+    start_tensorflow()
     folder, config, regressor = _run(run, data_root, overrides)
     formats = formats or [Format.savedmodel, Format.litert]
     if precisions and Format.litert not in formats:
@@ -375,7 +377,7 @@ def serve(
     """Serves a model for development: TensorFlow Serving's REST API, and a page to try it on."""
     # TensorFlow logs each request that the model refuses, whose sender gets a sentence.
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    _start_tensorflow()
+    start_tensorflow()
     from rle_tf.export.run import export_run
     from rle_tf.prediction import model_folder
     from rle_tf.server import serve
@@ -412,37 +414,9 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except RLEError as error:
-        _fail(str(error))
+        fail(str(error))
     except OSError as error:  # a folder that cannot be written, a full disk
-        _fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
-
-
-def _start_tensorflow() -> None:
-    """Imports TensorFlow and finds its devices without the notes that it writes meanwhile.
-
-    They come from below Python, before any log level counts. Where the start fails they are shown.
-    """
-    sys.stderr.flush()
-    terminal = os.dup(2)
-    with tempfile.TemporaryFile() as notes:
-        os.dup2(notes.fileno(), 2)
-        try:
-            import tensorflow as tf
-
-            gpus = tf.config.list_physical_devices("GPU")
-        except BaseException:
-            notes.seek(0)
-            os.write(terminal, notes.read())
-            raise
-        finally:
-            os.dup2(terminal, 2)
-            os.close(terminal)
-    CONSOLE.print(f"[dim]on {len(gpus)} GPUs" if gpus else "[dim]on the CPU: no GPU was found")
-
-
-def _fail(message: str) -> None:
-    Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(message)}")
-    sys.exit(1)
+        fail(f"{error.filename or 'input or output'}: {error.strerror or error}")
 
 
 def _config(recipe: Path, data_root: Path | None, overrides: list[str] | None):
@@ -475,15 +449,15 @@ def _train(config, out: Path, resume: bool, again: str) -> None:
         model = f"{config.model.backbone} at {'x'.join(map(str, config.data.image_size))}"
     CONSOLE.print(f"[bold]{config.name}[/]: {model}, loss {config.loss.kind}, into {out}")
     try:
-        with _progress() as progress:
+        with progress_bar() as progress:
             scores = train(
-                config, out, resume=resume, callbacks=[_progress_callback(progress, config)]
+                config, out, resume=resume, callbacks=[progress_callback(progress, config)]
             )
     except KeyboardInterrupt:
         if (out / "config.yaml").exists():
             CONSOLE.print(f"interrupted; go on with: {again}")
         raise
-    _print_scores(scores, f"{config.name}, {config.evaluate.boxes} boxes")
+    print_scores(scores, f"{config.name}, {config.evaluate.boxes} boxes")
     CONSOLE.print(f"run folder: {out}  (tensorboard --logdir {out})")
 
 
@@ -517,117 +491,4 @@ def _export(
             on_file=lambda path: CONSOLE.print(f"exported: {path}", soft_wrap=True),
         )
     if report:
-        _print_report(json.loads(last.read_text()))
-
-
-def _print_report(report: dict) -> None:
-    from rle_tf.export.report import report_table
-
-    header, rows = report_table(report)
-    title = (
-        f"{report['people']} people, {report['machine']}; off from Keras: px and mm mean, p95,"
-        " sigma median, p95; ms at 1 and 2 threads"
-    )
-    table = Table(title=title, box=None, padding=(0, 1, 0, 0))
-    for column in header:
-        table.add_column(column, no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    CONSOLE.print(table)
-
-
-def _print_scores(scores: dict[str, float], title: str) -> None:
-    table = Table("metric", "value", title=title)
-    for name, value in scores.items():
-        if "/" not in name:  # errors of single joints are in metrics.json
-            table.add_row(name, _number(value))
-    CONSOLE.print(table)
-    actions = [name.partition("/")[2] for name in scores if name.startswith("MPJPE/")]
-    if actions:
-        table = Table("action", "MPJPE", "PA-MPJPE", title="millimetres")
-        for action in actions:
-            table.add_row(
-                action, *(_number(scores[f"{name}/{action}"]) for name in ("MPJPE", "PA-MPJPE"))
-            )
-        CONSOLE.print(table)
-
-
-def _print_calibration(report: dict) -> None:
-    table = Table(
-        "", "50 %", "80 %", "90 %", "95 %", "ECE", title=f"{report['people']} people not fitted on"
-    )
-    rows = {
-        "calibrated regions": (report["coverage"], report["ece"]),
-        "density as trained": (report["coverage_uncalibrated"], None),
-        "normal density": (report["coverage_normal"], None),
-        **{
-            name: (entry["coverage"], entry["ece"])
-            for name, entry in report["joints"].items()
-            if entry["labelled"]
-        },
-    }
-    for name, (coverage, ece) in rows.items():
-        shares = [f"{share:.1%}" for share in coverage.values()]
-        table.add_row(name, *shares, "" if ece is None else f"{ece:.3f}")
-    CONSOLE.print(table)
-    correlation = report["correlation"]
-    for key, name in (("oks", "its OKS"), ("pck", "its share of right joints")):
-        if correlation[key] is not None:
-            CONSOLE.print(
-                f"correlation of a person's confidence with {name}: {correlation[key]:.3f}"
-            )
-
-
-def _number(value: float) -> str:
-    if math.isnan(value):
-        return "no ground truth"
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[status]}"),
-        console=CONSOLE,
-    )
-
-
-def _progress_callback(progress: Progress, config):
-    import keras
-
-    class ShowProgress(keras.callbacks.Callback):
-        """A bar for the epoch that runs, and a line for each that has ended."""
-
-        def on_train_begin(self, logs=None):
-            self.task = progress.add_task("", total=None, status="")
-
-        def on_train_end(self, logs=None):
-            progress.remove_task(self.task)
-
-        def on_epoch_begin(self, epoch, logs=None):
-            self.name = f"epoch {epoch + 1}/{config.train.epochs}"
-            progress.reset(self.task, description=self.name, total=self.params["steps"], status="")
-            self.start = time.monotonic()
-
-        def on_train_batch_end(self, batch, logs=None):
-            speed = (batch + 1) * config.train.batch_size / (time.monotonic() - self.start)
-            progress.update(
-                self.task,
-                completed=batch + 1,
-                status=f"{_summary(logs)}  {speed:.0f} people/s",
-            )
-
-        def on_epoch_end(self, epoch, logs=None):
-            seconds = time.monotonic() - self.start
-            line = f"{self.name}  {_summary(logs)}  {seconds:.0f} s"
-            progress.console.print(line, soft_wrap=True)
-
-    return ShowProgress()
-
-
-def _summary(logs: dict) -> str:
-    names = ("loss", "pck", "sigma", "val_loss", "val_pck", "val_AP", "val_MPJPE")
-    return "  ".join(f"{name} {float(logs[name]):.3f}" for name in names if name in logs)
+        print_report(json.loads(last.read_text()))

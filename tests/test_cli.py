@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from rle_tf import cli
+from rle_tf import cli, console
 from rle_tf.errors import ConfigError, DataError, ModelError, RLEError
 
 RECIPE = """
@@ -99,7 +99,7 @@ def test_brackets_of_a_message_are_printed_as_they_are(recipe, monkeypatch, caps
 
 def test_metrics_without_ground_truth_say_so():
     with cli.CONSOLE.capture() as captured:
-        cli._print_scores({"AP": 0.5, "APL": float("nan"), "error_px/nose": 3.0}, "title")
+        console.print_scores({"AP": 0.5, "APL": float("nan"), "error_px/nose": 3.0}, "title")
     text = captured.get()
     assert "0.500" in text and "no ground truth" in text and "nose" not in text
 

@@ -35,6 +35,7 @@ FLOORS = {
     "rle_tf.charts": 2,
     "rle_tf.calibration": 2,
     "rle_tf.cli": 3,
+    "rle_tf.console": 3,
     "rle_tf.server": 3,
     "rle_tf.__main__": 3,
     "rle_tf": 3,

@@ -1,0 +1,161 @@
+"""What the command line shows: progress, tables of scores, and what went wrong."""
+
+import math
+import os
+import sys
+import tempfile
+import time
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+CONSOLE = Console()
+
+
+def start_tensorflow() -> None:
+    """Imports TensorFlow and finds its devices without the notes that it writes meanwhile.
+
+    They come from below Python, before any log level counts. Where the start fails they are shown.
+    """
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as notes:
+        os.dup2(notes.fileno(), 2)
+        try:
+            import tensorflow as tf
+
+            gpus = tf.config.list_physical_devices("GPU")
+        except BaseException:
+            notes.seek(0)
+            os.write(terminal, notes.read())
+            raise
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+    CONSOLE.print(f"[dim]on {len(gpus)} GPUs" if gpus else "[dim]on the CPU: no GPU was found")
+
+
+def fail(message: str) -> None:
+    """Says what was wrong and ends the program with status 1."""
+    Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(message)}")
+    sys.exit(1)
+
+
+def print_report(report: dict) -> None:
+    """Shows what `rle-tf export --report` measured."""
+    from rle_tf.export.report import report_table
+
+    header, rows = report_table(report)
+    title = (
+        f"{report['people']} people, {report['machine']}; off from Keras: px and mm mean, p95,"
+        " sigma median, p95; ms at 1 and 2 threads"
+    )
+    table = Table(title=title, box=None, padding=(0, 1, 0, 0))
+    for column in header:
+        table.add_column(column, no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    CONSOLE.print(table)
+
+
+def print_scores(scores: dict[str, float], title: str) -> None:
+    """Shows metrics by name, and errors of 3D poses action by action."""
+    table = Table("metric", "value", title=title)
+    for name, value in scores.items():
+        if "/" not in name:  # errors of single joints are in metrics.json
+            table.add_row(name, _number(value))
+    CONSOLE.print(table)
+    actions = [name.partition("/")[2] for name in scores if name.startswith("MPJPE/")]
+    if actions:
+        table = Table("action", "MPJPE", "PA-MPJPE", title="millimetres")
+        for action in actions:
+            table.add_row(
+                action, *(_number(scores[f"{name}/{action}"]) for name in ("MPJPE", "PA-MPJPE"))
+            )
+        CONSOLE.print(table)
+
+
+def print_calibration(report: dict) -> None:
+    """Shows coverage, joint by joint too, and what confidence correlates with."""
+    table = Table(
+        "", "50 %", "80 %", "90 %", "95 %", "ECE", title=f"{report['people']} people not fitted on"
+    )
+    rows = {
+        "calibrated regions": (report["coverage"], report["ece"]),
+        "density as trained": (report["coverage_uncalibrated"], None),
+        "normal density": (report["coverage_normal"], None),
+        **{
+            name: (entry["coverage"], entry["ece"])
+            for name, entry in report["joints"].items()
+            if entry["labelled"]
+        },
+    }
+    for name, (coverage, ece) in rows.items():
+        shares = [f"{share:.1%}" for share in coverage.values()]
+        table.add_row(name, *shares, "" if ece is None else f"{ece:.3f}")
+    CONSOLE.print(table)
+    correlation = report["correlation"]
+    for key, name in (("oks", "its OKS"), ("pck", "its share of right joints")):
+        if correlation[key] is not None:
+            CONSOLE.print(
+                f"correlation of a person's confidence with {name}: {correlation[key]:.3f}"
+            )
+
+
+def _number(value: float) -> str:
+    if math.isnan(value):
+        return "no ground truth"
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def progress_bar() -> Progress:
+    """A display of tasks, each with a `status` that is shown behind it."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[status]}"),
+        console=CONSOLE,
+    )
+
+
+def progress_callback(progress: Progress, config):
+    """A Keras callback that shows a training run of a config."""
+    import keras
+
+    class ShowProgress(keras.callbacks.Callback):
+        """A bar for the epoch that runs, and a line for each that has ended."""
+
+        def on_train_begin(self, logs=None):
+            self.task = progress.add_task("", total=None, status="")
+
+        def on_train_end(self, logs=None):
+            progress.remove_task(self.task)
+
+        def on_epoch_begin(self, epoch, logs=None):
+            self.name = f"epoch {epoch + 1}/{config.train.epochs}"
+            progress.reset(self.task, description=self.name, total=self.params["steps"], status="")
+            self.start = time.monotonic()
+
+        def on_train_batch_end(self, batch, logs=None):
+            speed = (batch + 1) * config.train.batch_size / (time.monotonic() - self.start)
+            progress.update(
+                self.task,
+                completed=batch + 1,
+                status=f"{_summary(logs)}  {speed:.0f} people/s",
+            )
+
+        def on_epoch_end(self, epoch, logs=None):
+            seconds = time.monotonic() - self.start
+            line = f"{self.name}  {_summary(logs)}  {seconds:.0f} s"
+            progress.console.print(line, soft_wrap=True)
+
+    return ShowProgress()
+
+
+def _summary(logs: dict) -> str:
+    names = ("loss", "pck", "sigma", "val_loss", "val_pck", "val_AP", "val_MPJPE")
+    return "  ".join(f"{name} {float(logs[name]):.3f}" for name in names if name in logs)
