@@ -3,10 +3,9 @@
 import json
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
 
 import keras
 import numpy as np
@@ -14,57 +13,77 @@ import tensorflow as tf
 from PIL import Image
 
 from rle_tf import geometry
-from rle_tf.config import RunConfig
+from rle_tf.config import RunConfig, TrainConfig
 from rle_tf.data.crops import read_crop
 from rle_tf.data.source import Poses, Records, Source
 from rle_tf.drawing import contact_sheet, draw_poses, draw_views
-from rle_tf.errors import ModelError
 from rle_tf.evaluation import evaluate, predict_poses
 from rle_tf.run_folder import Checkpoints, RunFolder, without_nan
 from rle_tf.skeletons import Skeleton
 
+# Of a batch, in a message.
+NAMED_IMAGES = 8
 # Of each person in a drawn sheet, in pixels.
 DRAWN_HEIGHT = 384
 
 
 class StopAtNaN(keras.callbacks.Callback):
-    """Stops before weights that are no numbers reach a checkpoint."""
+    """Stops at a loss that is no number, and names the people that it was of.
 
-    def __init__(self, checkpoints: Checkpoints):
+    Args:
+        checkpoints: Of the run, for the message.
+        people: step -> the images of its batch.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, people: Callable[[int], list[str]]):
         super().__init__()
         self.checkpoints = checkpoints
+        self.people = people
 
     def on_train_batch_end(self, batch, logs=None):
-        if not np.isfinite(logs["loss"]):
-            self._stop(f"the loss is {float(logs['loss'])}")
-
-    def on_epoch_end(self, epoch, logs=None):
-        # The loss of an epoch's last step says nothing of what that step made of the weights.
-        for variable in self.model.trainable_variables:
-            if not np.isfinite(variable.numpy()).all():
-                self._stop(f"a value of {variable.path} is no finite number")
-
-    def _stop(self, found: str) -> NoReturn:
-        steps = self.checkpoints.steps()
-        saved = f"the checkpoint of step {steps[-1]} is good" if steps else "nothing was saved"
-        raise ModelError(
-            f"{found} at step {int(self.model.optimizer.iterations.numpy())}; expected a number; "
-            f"{saved}; try a lower train.learning_rate or a train.clip_norm"
-        )
+        if np.isfinite(logs["loss"]):
+            return
+        step = int(self.model.steps.numpy())
+        # Of an execution of several steps it may be any.
+        steps = range(step - self.model.steps_per_execution, step)
+        images = list(dict.fromkeys(image for each in steps for image in self.people(each)))
+        shown = ", ".join(images[:NAMED_IMAGES])
+        more = f" and {len(images) - NAMED_IMAGES} more" if len(images) > NAMED_IMAGES else ""
+        where = f", whose batch is of {shown}{more}" if images else ""
+        self.checkpoints.refuse(f"the loss is {float(logs['loss'])}", step, where)
 
 
 class Save(keras.callbacks.Callback):
-    """A checkpoint and the regressor after each epoch: a killed run can be used, too."""
+    """Checkpoints, and the regressor after each epoch: a killed run can be used, too."""
 
-    def __init__(self, folder: RunFolder, keep: int):
+    def __init__(self, folder: RunFolder, train: TrainConfig, steps_per_epoch: int):
         super().__init__()
         self.folder = folder
-        self.keep = keep
+        self.train = train
+        self.steps_per_epoch = steps_per_epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        step = int(self.model.steps.numpy())
+        every = self.train.checkpoint_steps
+        if every and step % every == 0 and step % self.steps_per_epoch:
+            with _interrupted_after():
+                self.folder.checkpoints.save(self.model, self.train.keep_checkpoints)
 
     def on_epoch_end(self, epoch, logs=None):
         with _interrupted_after():
-            self.folder.checkpoints.save(self.model, self.keep)
+            self.folder.checkpoints.save(self.model, self.train.keep_checkpoints)
             self.folder.save_regressor(self.model)
+
+
+class Averages(keras.callbacks.Callback):
+    """Validation sees the moving averages of the weights, where the optimizer keeps some."""
+
+    def on_test_begin(self, logs=None):
+        self.averaged = self.model.averaged()
+        self.averaged.__enter__()
+
+    def on_test_end(self, logs=None):
+        self.averaged.__exit__(None, None, None)
 
 
 @contextmanager
@@ -98,14 +117,15 @@ class Evaluate(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         every = self.config.train.evaluate_every
         if every and (epoch + 1) % every == 0:
-            scores, _ = evaluate(
-                self.model.regressor,
-                self.source,
-                self.config.input_format,
-                batch_size=self.config.evaluate.batch_size,
-                flip_test=self.config.evaluate.flip_test,
-                spread=self.model.spread(),
-            )
+            with self.model.averaged():
+                scores, _ = evaluate(
+                    self.model.regressor,
+                    self.source,
+                    self.config.input_format,
+                    batch_size=self.config.evaluate.batch_size,
+                    flip_test=self.config.evaluate.flip_test,
+                    spread=self.model.spread(),
+                )
             logs.update({f"val_{name}": value for name, value in scores.items()})
 
 
@@ -137,7 +157,8 @@ class Drawings(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if not len(self.source.records):
             return
-        sheet = draw_people(self.model.regressor, self.source, self.config, self.model.spread())
+        with self.model.averaged():
+            sheet = draw_people(self.model.regressor, self.source, self.config, self.model.spread())
         with self.writer.as_default(step=epoch):
             tf.summary.image("validation people", np.asarray(sheet)[None])
         self.writer.flush()

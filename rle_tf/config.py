@@ -156,37 +156,64 @@ class TrainConfig(Section):
     """How it is trained: Adam, with a learning rate that falls.
 
     Attributes:
-        batch_size: Over all replicas.
+        batch_size: Over all replicas and micro-batches.
         epochs: How often every person is seen.
         steps_per_epoch: Batches that count as an epoch; by default as many as everybody fills.
-        learning_rate: Adam's.
+        learning_rate: Adam's, whatever the batch and however many replicas share it, but where
+        learning_rate_batch: says which batch size it is for: it is multiplied by batch_size /
+            learning_rate_batch then (linear scaling; Goyal et al., 2017).
+        warmup_steps: Over so many first steps the learning rate grows from nearly 0, linearly.
         schedule: `steps`, or `cosine`: along half a cosine to 0 at the last epoch (Loshchilov and
             Hutter, ICLR 2017). A run that is resumed with other `epochs` takes another curve.
         drop_epochs: With `steps`, after each of these epochs the learning rate is multiplied by
             `drop_factor`.
         clip_norm: Limit of the global norm of the gradient, or `null`.
+        accumulate: Micro-batches that a replica's share of a batch is split into, one after the
+            other, to save memory; their gradients are averaged. Batch statistics are of each.
+        ema: Momentum of a moving average of the weights (0.999 for one over some 1,000 steps),
+            which is what is evaluated and exported, or `null`. Batch statistics are not averaged.
+        precision: `bfloat16` and `float16` compute the backbone in 16 bits. Weights, heads, flow
+            and loss are of 32 bits always; `float16` scales the loss, too.
+        jit_compile: Compile steps with XLA; slower on CPUs.
+        steps_per_execution: Steps between two looks at the loss, in one call of TensorFlow's.
+        deterministic: Operations that give the same bits in every run; slower on GPUs. From then
+            on the process stays so.
         start: Folder of a run whose regressor and flow this one starts from, at any image size.
         map_weight: Of what the maps of head `soft_argmax` learn directly, `losses.MapLoss`.
-        strategy: `none` (one device) or `mirrored` (all devices of this machine).
+        strategy: `none` (one device), `mirrored` (all devices of this machine), `multi_worker`
+            (those of several) or `tpu`; see `rle_tf.distribution`. Whichever it is, a batch is the
+            same people.
+        sync_batch_norm: Whether batch statistics are of the whole batch, or of each replica's part.
         evaluate_every: Epochs between evaluations of AP while training; 0: at the end alone.
         drawn_people: How many validation people are drawn for TensorBoard after each epoch.
         keep_checkpoints: How many are kept, the newest ones.
+        checkpoint_steps: Steps between checkpoints, beside those at the end of each epoch.
     """
 
     batch_size: int = Field(gt=0)
     epochs: int = Field(gt=0)
     steps_per_epoch: int | None = Field(None, gt=0)
     learning_rate: float = Field(1e-3, gt=0)
+    learning_rate_batch: int | None = Field(None, gt=0)
+    warmup_steps: int = Field(0, ge=0)
     schedule: Literal["steps", "cosine"] = "steps"
     drop_epochs: tuple[int, ...] = ()
     drop_factor: float = Field(0.1, gt=0)
     clip_norm: float | None = Field(None, gt=0)
+    accumulate: int = Field(1, gt=0)
+    ema: float | None = Field(None, gt=0, lt=1)
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    jit_compile: bool = False
+    steps_per_execution: int = Field(1, gt=0)
+    deterministic: bool = False
     start: str | None = None
     map_weight: float = Field(0.0, ge=0)
-    strategy: Literal["none", "mirrored"] = "none"
+    strategy: Literal["none", "mirrored", "multi_worker", "tpu"] = "none"
+    sync_batch_norm: bool = False
     evaluate_every: int = Field(0, ge=0)
     drawn_people: int = Field(8, ge=0)
     keep_checkpoints: int = Field(2, gt=0)
+    checkpoint_steps: int | None = Field(None, gt=0)
 
     @field_validator("drop_epochs")
     @classmethod
@@ -199,6 +226,25 @@ class TrainConfig(Section):
     def _steps_or_cosine(self):
         if self.schedule == "cosine" and self.drop_epochs:
             raise ValueError("drop_epochs are of schedule steps; expected none with cosine")
+        return self
+
+    @model_validator(mode="after")
+    def _executions_end_where_others_do(self):
+        for key in ("steps_per_epoch", "checkpoint_steps"):
+            steps = getattr(self, key)
+            if steps and steps % self.steps_per_execution:
+                raise ValueError(
+                    f"{key}: {steps} is no multiple of steps_per_execution, "
+                    f"{self.steps_per_execution}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _batches_split(self):
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"batch_size: {self.batch_size} is no multiple of accumulate, {self.accumulate}"
+            )
         return self
 
 

@@ -1,38 +1,121 @@
-"""Which devices train."""
+"""Which devices train, and what each of them gets of a batch."""
 
+import os
+from collections.abc import Callable
 from functools import cache
-from typing import Literal
+from typing import Literal, get_args
 
 import tensorflow as tf
 
+from rle_tf.data.pipeline import Shard
 from rle_tf.errors import ConfigError
 
+Strategy = Literal["none", "mirrored", "multi_worker", "tpu"]
 
-def make_strategy(name: Literal["none", "mirrored"], batch_size: int) -> tf.distribute.Strategy:
+
+def make_strategy(name: Strategy, batch_size: int) -> tf.distribute.Strategy:
     """The strategy that a config names.
 
     Args:
         name: `none`: TensorFlow's default, one device. `mirrored`: every GPU of this machine, or
-            every logical CPU device where there is no GPU.
+            every logical CPU device where there is no GPU. `multi_worker`: the same on several
+            machines, which TF_CONFIG or SLURM's variables name; before anything else that
+            TensorFlow computes. `tpu`: the TPU of this machine or of TPU_NAME.
         batch_size: The global batch size, which the replicas share evenly.
 
     Raises:
-        ConfigError: if the batch does not split evenly. (A first batch of uneven shares crashes
-            Keras's `fit`.)
+        ConfigError: if the batch does not split evenly (a first batch of uneven shares crashes
+            Keras's `fit`), or no cluster or no TPU is there.
     """
-    if name == "none":
-        return tf.distribute.get_strategy()
-    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-    if batch_size % len(devices):
+    match name:
+        case "none":
+            strategy = tf.distribute.get_strategy()
+        case "mirrored":
+            devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+            strategy = _mirrored(tuple(device.name for device in devices))
+        case "multi_worker":
+            strategy = _multi_worker()
+        case "tpu":
+            strategy = _tpu()
+        case _:
+            raise ConfigError(
+                f"train.strategy: found {name!r}; expected one of {', '.join(get_args(Strategy))}"
+            )
+    replicas = strategy.num_replicas_in_sync
+    if batch_size % replicas:
         raise ConfigError(
-            f"train.batch_size: found {batch_size}; expected a multiple of the {len(devices)} "
-            "replicas of train.strategy 'mirrored'"
+            f"train.batch_size: found {batch_size}; expected a multiple of the {replicas} "
+            f"replicas of train.strategy {name!r}"
         )
-    return _mirrored(tuple(device.name for device in devices))
+    return strategy
+
+
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Whether this process is the one of its cluster that writes the run folder."""
+    resolver = strategy.cluster_resolver
+    if resolver is None or resolver.task_type in (None, ""):
+        return True
+    first = resolver.task_type == "worker" and resolver.task_id == 0
+    return resolver.task_type == "chief" or (
+        first and "chief" not in resolver.cluster_spec().as_dict()
+    )
+
+
+def distribute(
+    strategy: tf.distribute.Strategy, make: Callable[[Shard], tf.data.Dataset]
+) -> tf.data.Dataset | tf.distribute.DistributedDataset:
+    """A dataset of whole batches whose parts every process makes for its own replicas.
+
+    Args:
+        strategy: Whose replicas.
+        make: The dataset of a part, such as `training_batches` with a `shard`.
+    """
+    if not tf.distribute.has_strategy() and strategy is tf.distribute.get_strategy():
+        return make(Shard())
+
+    def of_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        workers = context.num_input_pipelines
+        replicas = context.num_replicas_in_sync // workers
+        return make(Shard(context.input_pipeline_id, workers, replicas))
+
+    return strategy.distribute_datasets_from_function(of_worker)
+
+
+# One of each for the process: every strategy numbers its collective operations from the same start,
+# and those of a second one would meet the first one's.
+@cache
+def _mirrored(devices: tuple[str, ...]) -> tf.distribute.MirroredStrategy:
+    return tf.distribute.MirroredStrategy(devices)
 
 
 @cache
-def _mirrored(devices: tuple[str, ...]) -> tf.distribute.MirroredStrategy:
-    # One for the process: every strategy numbers its collective operations from the same start,
-    # and those of a second one would meet the first one's.
-    return tf.distribute.MirroredStrategy(devices)
+def _multi_worker() -> tf.distribute.MultiWorkerMirroredStrategy:
+    resolvers = tf.distribute.cluster_resolver
+    if "TF_CONFIG" in os.environ:
+        resolver = resolvers.TFConfigClusterResolver()
+    elif "SLURM_STEP_ID" in os.environ:
+        resolver = resolvers.SlurmClusterResolver()
+    else:
+        raise ConfigError(
+            "train.strategy: found 'multi_worker', but no cluster: neither TF_CONFIG nor SLURM's "
+            "variables are set; see docs/scaling.md"
+        )
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise ConfigError(
+            f"train.strategy: found 'multi_worker', and no cluster came of it: {error}; TF_CONFIG "
+            f"is {os.environ.get('TF_CONFIG')!r:.200}"
+        ) from None
+
+
+@cache
+def _tpu() -> tf.distribute.TPUStrategy:
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver()
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+    except (ValueError, RuntimeError, tf.errors.OpError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"train.strategy: found 'tpu', and no TPU was found: {reason}") from None
+    return tf.distribute.TPUStrategy(resolver)

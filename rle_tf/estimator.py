@@ -1,6 +1,7 @@
 """The Keras model that is trained: a regressor and the loss with its flow."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import keras
 import numpy as np
@@ -35,6 +36,8 @@ class PoseEstimator(keras.Model):
         map_weight: Of the maps' own loss; 0 for none.
 
     Attributes:
+        steps: () int64 variable, the batches that it was trained on. (The optimizer counts others:
+            under a loss scale it leaves out those whose gradients were too large.)
         regressor: As given.
         loss: As given.
         flow: The loss's flow, `None` where it has none.
@@ -64,6 +67,10 @@ class PoseEstimator(keras.Model):
         self.flow: RealNVP | None = loss.flow
         self.flow_2d: RealNVP | None = loss.flow_2d
         self.loss = loss
+        self.accumulate = 1
+        self.steps = self.add_weight(
+            (), "zeros", "int64", trainable=False, aggregation="only_first_replica", name="steps"
+        )
         self._pck = keras.metrics.Mean("pck")
         self._sigma = keras.metrics.Mean("sigma")
         self.build(regressor.input_shape)
@@ -92,6 +99,7 @@ class PoseEstimator(keras.Model):
         self,
         optimizer: str | keras.optimizers.Optimizer = "adam",
         *,
+        accumulate: int = 1,
         jit_compile: bool = False,
         steps_per_execution: int = 1,
         run_eagerly: bool = False,
@@ -99,7 +107,13 @@ class PoseEstimator(keras.Model):
         """As `keras.Model.compile`, without loss and metrics: the estimator has its own.
 
         XLA is off unless asked for: on CPUs it made the training step slower.
+
+        Args:
+            accumulate: Micro-batches that each replica splits its batches into, to save memory.
+                They come one after the other, and the optimizer gets the mean of their gradients.
+                Batch statistics are of each.
         """
+        self.accumulate = accumulate
         loss = self.loss  # which Keras replaces by what it is given
         super().compile(
             optimizer=optimizer,
@@ -108,6 +122,78 @@ class PoseEstimator(keras.Model):
             run_eagerly=run_eagerly,
         )
         self.loss = loss
+
+    # Keras would learn shapes from a batch that it reduces over the replicas, which fails with
+    # several workers. The estimator knows its shapes.
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None) -> None:
+        if self.optimizer is not None and not self.optimizer.built:
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)
+
+    def train_step(self, data):
+        return self._of_replica(self._train_step(data))
+
+    def test_step(self, data):
+        return self._of_replica(super().test_step(data))
+
+    def _of_replica(self, logs: dict) -> dict:
+        # Between several workers Keras averages along the first axis, which scalars do not have.
+        several = isinstance(self.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy)
+        return {key: tf.reshape(value, (1,)) for key, value in logs.items()} if several else logs
+
+    def _train_step(self, data) -> dict:
+        self.steps.assign_add(1)
+        if self.accumulate == 1:
+            return super().train_step(data)
+        count = self.accumulate
+        # Their order in the batch stays: the first micro-batch is the batch's first part.
+        parts = keras.tree.map_structure(
+            lambda tensor: tf.reshape(tensor, (count, -1, *tensor.shape[1:])),
+            keras.utils.unpack_x_y_sample_weight(data),
+            none_is_leaf=False,
+        )
+
+        def add(index, totals):
+            part = keras.tree.map_structure(lambda t: t[index], parts, none_is_leaf=False)
+            return index + 1, [t + g for t, g in zip(totals, self._gradients(*part), strict=True)]
+
+        zeros = [tf.zeros(v.shape) for v in self.trainable_variables]
+        _, totals = tf.while_loop(
+            lambda index, _: index < count, add, (0, zeros), parallel_iterations=1
+        )
+        gradients = [total / count for total in totals]
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+        return self.get_metrics_result()
+
+    def _gradients(self, x, y, sample_weight) -> list[tf.Tensor]:
+        """Of the loss of a micro-batch, which is added to the metrics, too."""
+        with tf.GradientTape() as tape:
+            y_pred = self(x, training=True)
+            loss = self._compute_loss(x, y, y_pred, sample_weight, training=True)
+            scaled = self.optimizer.scale_loss(loss)
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        self._loss_tracker.update_state(loss * replicas)
+        self.compute_metrics(x, y, y_pred, sample_weight)
+        gradients = tape.gradient(scaled, self.trainable_variables)
+        return [
+            tf.zeros(v.shape) if g is None else tf.convert_to_tensor(g)
+            for g, v in zip(gradients, self.trainable_variables, strict=True)
+        ]
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, weights are their moving averages where the optimizer keeps some (`use_ema`)."""
+        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        if not (optimizer.use_ema and int(optimizer.iterations)):
+            yield
+            return
+        kept = [variable.numpy() for variable in self.trainable_variables]
+        optimizer.finalize_variable_values(self.trainable_variables)
+        try:
+            yield
+        finally:
+            for variable, value in zip(self.trainable_variables, kept, strict=True):
+                variable.assign(value)
 
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
@@ -160,6 +246,7 @@ class PoseEstimator(keras.Model):
     def get_compile_config(self) -> dict:
         return {
             "optimizer": keras.saving.serialize_keras_object(self.optimizer),
+            "accumulate": self.accumulate,
             "jit_compile": self.jit_compile,
             "steps_per_execution": self.steps_per_execution,
             "run_eagerly": self.run_eagerly,
@@ -169,6 +256,7 @@ class PoseEstimator(keras.Model):
         optimizer = keras.saving.deserialize_keras_object(config["optimizer"])
         self.compile(
             optimizer,
+            accumulate=config.get("accumulate", 1),
             jit_compile=config["jit_compile"],
             steps_per_execution=config["steps_per_execution"],
             run_eagerly=config["run_eagerly"],

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
+from typing import NoReturn
 from zipfile import BadZipFile
 
 import keras
@@ -159,16 +160,19 @@ class RunFolder:
     def save_regressor(self, estimator: PoseEstimator) -> None:
         """Writes `regressor.keras`, `flow.npz` and `density.json`.
 
-        An older regressor stays until the new one is whole.
+        Weights are their moving averages where the optimizer keeps some, and the regressor computes
+        in float32 whatever it was trained in. An older regressor stays until the new one is whole.
         """
-        unfinished = self.path / f"unfinished_{os.getpid()}.keras"
-        estimator.regressor.save(unfinished)
-        os.replace(unfinished, self.regressor)
-        unfinished = self.path / f"unfinished_{os.getpid()}.npz"
-        np.savez(unfinished, *(value for flow in estimator.flows for value in flow.get_weights()))
-        os.replace(unfinished, self.flow)
-        spread = [None if np.isnan(value) else float(value) for value in estimator.spread()]
-        self.density.write_text(json.dumps({"spread": spread}) + "\n")
+        with estimator.averaged():
+            unfinished = self.path / f"unfinished_{os.getpid()}.keras"
+            in_float32(estimator.regressor).save(unfinished)
+            os.replace(unfinished, self.regressor)
+            unfinished = self.path / f"unfinished_{os.getpid()}.npz"
+            flows = (value for flow in estimator.flows for value in flow.get_weights())
+            np.savez(unfinished, *flows)
+            os.replace(unfinished, self.flow)
+            spread = [None if np.isnan(value) else float(value) for value in estimator.spread()]
+            self.density.write_text(json.dumps({"spread": spread}) + "\n")
 
     def write_scores(self, scores: dict[str, float], results: list[dict]) -> None:
         """Writes `metrics.json` and `results.json`."""
@@ -195,6 +199,17 @@ def load_regressor(path: Path) -> keras.Model:
     return regressor
 
 
+def in_float32(regressor: keras.Model) -> keras.Model:
+    """The regressor itself, or where layers of it compute in 16 bits a copy that does not."""
+    config = json.dumps(regressor.get_config())
+    single = re.sub(r'"mixed_b?float16"', '"float32"', config)
+    if single == config:
+        return regressor
+    copy = type(regressor).from_config(json.loads(single))
+    copy.set_weights(regressor.get_weights())
+    return copy
+
+
 class Checkpoints:
     """Weights, optimizer and flow after some steps, one file each, the newest last.
 
@@ -212,14 +227,30 @@ class Checkpoints:
         return sorted(int(match[1]) for name in names if (match := self.PATTERN.fullmatch(name)))
 
     def save(self, estimator: PoseEstimator, keep: int) -> None:
-        """Writes a checkpoint of the optimizer's step and removes all but the `keep` newest."""
-        step = int(estimator.optimizer.iterations.numpy())
+        """Writes a checkpoint of the estimator's step and removes all but the `keep` newest.
+
+        Raises:
+            ModelError: if a weight is no finite number; the older checkpoints stay.
+        """
+        step = int(estimator.steps.numpy())
+        for variable in estimator.trainable_variables:
+            if not np.isfinite(variable.numpy()).all():
+                self.refuse(f"a value of {variable.path} is no finite number", step)
         self.folder.mkdir(parents=True, exist_ok=True)
         unfinished = self.folder / f"unfinished_{os.getpid()}.weights.h5"
         estimator.save_weights(unfinished)
         os.replace(unfinished, self._file(step))
         for old in self.steps()[:-keep]:
             self._file(old).unlink()
+
+    def refuse(self, found: str, step: int, where: str = "") -> NoReturn:
+        """Stops a run that has come to no numbers, and says what is left of it."""
+        steps = self.steps()
+        saved = f"the checkpoint of step {steps[-1]} is good" if steps else "nothing was saved"
+        raise ModelError(
+            f"{found} at step {step}{where}; expected a number; {saved}; try a lower "
+            "train.learning_rate or a train.clip_norm"
+        )
 
     def restore(self, estimator: PoseEstimator) -> int:
         """Loads the newest readable checkpoint and returns its step; 0 where there is none.

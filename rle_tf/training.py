@@ -3,46 +3,55 @@
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import keras
 import numpy as np
+import tensorflow as tf
 
-from rle_tf.callbacks import Drawings, Evaluate, History, Save, StopAtNaN
+from rle_tf.callbacks import Averages, Drawings, Evaluate, History, Save, StopAtNaN
 from rle_tf.config import RunConfig, load_config
 from rle_tf.data.pipeline import (
+    batch_rows,
     epoch_size,
     evaluation_batches,
     named_image_errors,
     training_batches,
 )
 from rle_tf.data.source import Source
-from rle_tf.distribution import make_strategy
+from rle_tf.distribution import distribute, is_chief, make_strategy
 from rle_tf.errors import ConfigError, DataError
 from rle_tf.estimator import PoseEstimator
 from rle_tf.evaluation import evaluate
+from rle_tf.optimization import build_optimizer
 from rle_tf.run_folder import RunFolder
 
 LOG = logging.getLogger(__name__)
 
 
+_POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
+
+
 def build_estimator(config: RunConfig, source: Source, steps_per_epoch: int) -> PoseEstimator:
-    """The compiled estimator of a config, with Adam and the schedule of its learning rate."""
+    """The compiled estimator of a config, with the optimizer that it describes."""
     dims = source.records.keypoints.shape[-1]
-    regressor = config.model.build(source.skeleton, dims, config.data.image_size)
     train = config.train
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(_POLICIES[train.precision])
+    try:
+        regressor = config.model.build(source.skeleton, dims, config.data.image_size)
+    finally:
+        keras.config.set_dtype_policy(policy)
+    for layer in regressor._flatten_layers():
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.synchronized = train.sync_batch_norm
     estimator = PoseEstimator(regressor, config.loss.build(dims), map_weight=train.map_weight)
-    learning_rate = train.learning_rate
-    if train.schedule == "cosine":
-        learning_rate = keras.optimizers.schedules.CosineDecay(
-            learning_rate, steps_per_epoch * train.epochs
-        )
-    elif train.drop_epochs:
-        learning_rate = keras.optimizers.schedules.PiecewiseConstantDecay(
-            # Keras drops after the step that a boundary names, counted from 0.
-            [epoch * steps_per_epoch - 1 for epoch in train.drop_epochs],
-            [learning_rate * train.drop_factor**n for n in range(len(train.drop_epochs) + 1)],
-        )
-    estimator.compile(keras.optimizers.Adam(learning_rate, global_clipnorm=train.clip_norm))
+    estimator.compile(
+        build_optimizer(train, steps_per_epoch),
+        accumulate=train.accumulate,
+        jit_compile=train.jit_compile,
+        steps_per_execution=train.steps_per_execution,
+    )
     # Before a checkpoint is read: what is not built yet is not restored.
     estimator.optimizer.build(estimator.trainable_variables)
     return estimator
@@ -76,7 +85,11 @@ def train(
         ModelError: if the loss or a weight is no longer a number, or no checkpoint can be read.
     """
     folder = RunFolder(Path(out))
-    _claim(folder, config, resume)
+    # First: workers of a cluster meet before TensorFlow computes anything.
+    strategy = make_strategy(config.train.strategy, config.train.batch_size)
+    chief = is_chief(strategy)
+    if chief:
+        _claim(folder, config, resume)
     batch_size = config.train.batch_size
     frozen = config.model.freeze if config.model.kind == "image" else None
     if frozen and not (config.model.weights or config.train.start or folder.checkpoints.steps()):
@@ -84,14 +97,15 @@ def train(
             f"model.freeze: found {frozen!r} with random weights, which would never be trained; "
             "expected model.weights, train.start, or null"
         )
-    strategy = make_strategy(config.train.strategy, batch_size)
     # All that is read later is opened now: a missing file is found before days of training.
     source, scored = config.open_source("train"), config.open_source("val")
     annotated = config.evaluate.boxes == "ground_truth"
     validation = scored if annotated else config.open_source("val", boxes="ground_truth")
-    steps_per_epoch = config.train.steps_per_epoch or max(1, epoch_size(source.parts) // batch_size)
+    steps_per_epoch = _steps_per_epoch(config, source)
 
     keras.utils.set_random_seed(config.seed)
+    if config.train.deterministic:
+        tf.config.experimental.enable_op_determinism()
     built = config
     # A checkpoint holds the weights that the run started from.
     if resume and folder.checkpoints.steps() and config.model.kind == "image":
@@ -105,18 +119,33 @@ def train(
         RunFolder(Path(config.train.start).expanduser()).copy_weights(estimator)
     if start:
         LOG.info("going on after step %d of %d", start, steps_per_epoch * config.train.epochs)
+    # Values that replicas share are read by all workers at once or by none, so that all of them
+    # do what the chief does, and theirs goes nowhere.
+    unwanted = None if chief else TemporaryDirectory(prefix="rle_tf_worker_")
+    if unwanted:
+        folder = RunFolder(Path(unwanted.name))
     folder.path.mkdir(parents=True, exist_ok=True)
     config.save(folder.config)
 
-    # Replicas share every batch evenly; the scores at the end are of everybody.
-    replicas = strategy.num_replicas_in_sync
-    held_out = validation.records.take(slice(len(validation.records) // replicas * replicas))
+    def people(step: int) -> list[str]:
+        if not config.input_format.reads_images:
+            return []
+        rows = batch_rows(
+            step,
+            config.input_format,
+            batch_size=batch_size,
+            seed=config.seed,
+            parts=source.parts,
+        )
+        return source.records.image_paths[rows].tolist()
+
     callbacks = [
-        StopAtNaN(folder.checkpoints),
+        Averages(),
+        StopAtNaN(folder.checkpoints, people),
         Evaluate(config, validation),
         History(folder.history),
         # After the history: an epoch that is saved has its line, also where Ctrl-C comes between.
-        Save(folder, config.train.keep_checkpoints),
+        Save(folder, config.train, steps_per_epoch),
         keras.callbacks.TensorBoard(folder.path / "tensorboard", write_graph=False),
         Drawings(folder.path / "tensorboard", config, validation),
         *(callbacks or []),
@@ -124,20 +153,31 @@ def train(
 
     def fit(start: int, epochs: int, steps: int) -> None:
         estimator.fit(
-            training_batches(
-                source.records,
-                source.skeleton,
-                config.input_format,
-                config.data.augmentation,
-                batch_size=batch_size,
-                seed=config.seed,
-                start=start * batch_size,
-                parts=source.parts,
+            distribute(
+                strategy,
+                lambda shard: training_batches(
+                    source.records,
+                    source.skeleton,
+                    config.input_format,
+                    config.data.augmentation,
+                    batch_size=batch_size,
+                    seed=config.seed,
+                    start=start * batch_size,
+                    parts=source.parts,
+                    shard=shard,
+                ),
             ),
-            validation_data=evaluation_batches(
-                held_out, source.skeleton, config.input_format, batch_size=batch_size
+            validation_data=distribute(
+                strategy,
+                lambda shard: evaluation_batches(
+                    validation.records,
+                    source.skeleton,
+                    config.input_format,
+                    batch_size=batch_size,
+                    shard=shard,
+                ),
             )
-            if len(held_out)
+            if len(validation.records) >= strategy.num_replicas_in_sync
             else None,
             initial_epoch=start // steps_per_epoch,
             epochs=epochs,
@@ -150,7 +190,7 @@ def train(
     try:
         with (
             named_image_errors(source.records, config.input_format),
-            named_image_errors(held_out, config.input_format),
+            named_image_errors(validation.records, config.input_format),
         ):
             epoch, done = divmod(start, steps_per_epoch)
             if done:  # the rest of the epoch that was interrupted
@@ -163,7 +203,22 @@ def train(
         folder.save_regressor(estimator)
         raise
     folder.save_regressor(estimator)
-    return evaluate_run(folder, config, estimator.regressor, scored, estimator.spread())
+    with estimator.averaged():
+        return evaluate_run(folder, config, estimator.regressor, scored, estimator.spread())
+
+
+def _steps_per_epoch(config: RunConfig, source: Source) -> int:
+    """A multiple of the steps of an execution, since Keras runs executions to their end."""
+    train = config.train
+    if train.steps_per_epoch:
+        return train.steps_per_epoch
+    steps = max(1, epoch_size(source.parts) // train.batch_size)
+    if steps < train.steps_per_execution:
+        raise ConfigError(
+            f"train.steps_per_execution: found {train.steps_per_execution}; an epoch has {steps} "
+            "steps, expected no more"
+        )
+    return steps // train.steps_per_execution * train.steps_per_execution
 
 
 def evaluate_run(
@@ -198,7 +253,9 @@ def evaluate_run(
 
 # What may change between the parts of a run that is resumed, and all of `evaluate`.
 _RESUMABLE = {"train.epochs", "train.evaluate_every", "train.drawn_people", "train.strategy",
-              "train.keep_checkpoints", "train.start", "model.weights", "data.source.root",
+              "train.keep_checkpoints", "train.start", "train.checkpoint_steps",
+              "train.jit_compile", "train.steps_per_execution", "train.deterministic",
+              "model.weights", "data.source.root",
               "data.source.first.root", "data.source.second.root"}  # fmt: skip
 
 

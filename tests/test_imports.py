@@ -25,6 +25,7 @@ FLOORS = {
     "rle_tf.config_file": 2,
     "rle_tf.distribution": 2,
     "rle_tf.estimator": 2,
+    "rle_tf.optimization": 2,
     "rle_tf.training": 2,
     "rle_tf.run_folder": 2,
     "rle_tf.callbacks": 2,

@@ -7,9 +7,10 @@ starts in the middle sees what an uninterrupted one would have seen.
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
@@ -35,6 +36,34 @@ _IMAGE_ERRORS = (
 )
 
 
+@dataclass(frozen=True)
+class Shard:
+    """Which part of every batch is made here.
+
+    A batch's samples go to the replicas in order, the same number to each; what a sample is does
+    not depend on how many there are.
+
+    Attributes:
+        worker, workers: This process, from 0, and how many there are.
+        replicas: Devices of this process, which take its share of a batch in turn.
+    """
+
+    worker: int = 0
+    workers: int = 1
+    replicas: int = 1
+
+    def numbers(self, first: int, last: int, batch_size: int) -> tf.data.Dataset:
+        """This worker's of the numbers from first to last, which are counted in whole batches."""
+        share = batch_size // self.workers
+        offset = first + self.worker * share
+        local = tf.data.Dataset.range((last - first) // batch_size * share)
+        return local.map(lambda index: offset + index // share * batch_size + index % share)
+
+    def of_replica(self, batch_size: int) -> int:
+        """The samples of each batch that a replica gets."""
+        return batch_size // (self.workers * self.replicas)
+
+
 def epoch_size(parts: Sequence[int]) -> int:
     """Samples an epoch: the largest part once, and as many of each of the others."""
     return len(parts) * max(parts)
@@ -50,6 +79,7 @@ def training_batches(
     seed: int,
     start: int = 0,
     parts: Sequence[int] | None = None,
+    shard: Shard = Shard(),
 ) -> tf.data.Dataset:
     """An endless dataset of augmented `(input, target)` batches.
 
@@ -65,6 +95,7 @@ def training_batches(
         parts: Numbers of people in consecutive parts of the records, which take turns. An epoch
             has everybody of a largest part once; from a smaller one people are drawn with
             replacement. By default there is one part.
+        shard: Which part of each batch is made; B is then that of a replica. By default all.
 
     Returns:
         Batches of image (B, H, W, 3) float32, or of what else the format says, and target
@@ -81,12 +112,39 @@ def training_batches(
             f"parts of {list(parts)} people, of {len(records)} in all; expected parts that have "
             "people and add up to all of them"
         )
+    drawn = _drawing(parts, seed, input_format)
+
+    def sample(number: tf.Tensor):
+        row, draws, sample_seed = drawn(number)
+        person = tf.nest.map_structure(lambda column: column[row], columns)
+        return input_format.example(person, skeleton, augmentation, draws, sample_seed)
+
+    numbers = shard.numbers(start, np.iinfo(np.int64).max, batch_size)
+    batches = numbers.map(sample, num_parallel_calls=tf.data.AUTOTUNE).batch(
+        shard.of_replica(batch_size), drop_remainder=True
+    )
+    return batches.prefetch(tf.data.AUTOTUNE)
+
+
+def batch_rows(
+    step: int, input_format: InputFormat, *, batch_size: int, seed: int, parts: Sequence[int]
+) -> np.ndarray:
+    """(batch_size,) the rows of the records that `training_batches` makes batch `step` of, counted
+    from 0; arguments as there."""
+    drawn = _drawing(tuple(parts), seed, input_format)
+    numbers = tf.range(step * batch_size, (step + 1) * batch_size, dtype=tf.int64)
+    with tf.device("/CPU:0"):
+        return tf.map_fn(lambda number: drawn(number)[0], numbers).numpy()
+
+
+def _drawing(parts: tuple[int, ...], seed: int, input_format: InputFormat) -> Callable:
+    """number -> (row of the records, random numbers, seed): all that chance decides of a sample."""
     with tf.device("/CPU:0"):
         sizes = tf.constant(parts, tf.int64)
         offsets = tf.cumsum(sizes, exclusive=True)
     largest = max(parts)
 
-    def sample(number: tf.Tensor):
+    def drawn(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         turn, part = number // len(parts), number % len(parts)
         epoch, position = turn // largest, turn % largest
         people = sizes[part]
@@ -95,22 +153,27 @@ def training_batches(
         )
         sample_seed = tf.stack([seed, number])
         draws = tf.random.stateless_uniform([input_format.draws + 1], seed=sample_seed)
-        drawn = tf.cast(draws[-1] * tf.cast(people, tf.float32), tf.int64)
-        row = offsets[part] + tf.where(people == largest, once, tf.minimum(drawn, people - 1))
-        person = tf.nest.map_structure(lambda column: column[row], columns)
-        return input_format.example(person, skeleton, augmentation, draws[:-1], sample_seed)
+        replaced = tf.cast(draws[-1] * tf.cast(people, tf.float32), tf.int64)
+        row = offsets[part] + tf.where(people == largest, once, tf.minimum(replaced, people - 1))
+        return row, draws[:-1], sample_seed
 
-    numbers = tf.data.Dataset.range(start, np.iinfo(np.int64).max)
-    batches = numbers.map(sample, num_parallel_calls=tf.data.AUTOTUNE).batch(
-        batch_size, drop_remainder=True
-    )
-    return batches.prefetch(tf.data.AUTOTUNE)
+    return drawn
 
 
 def evaluation_batches(
-    records: Records, skeleton: Skeleton, input_format: InputFormat, *, batch_size: int
+    records: Records,
+    skeleton: Skeleton,
+    input_format: InputFormat,
+    *,
+    batch_size: int,
+    shard: Shard = Shard(),
 ) -> tf.data.Dataset:
     """The people in order, each once, unaugmented; the last batch may be smaller.
+
+    Args:
+        records, skeleton, input_format, batch_size: As in `training_batches`.
+        shard: Which part of each batch is made. People that the replicas cannot share evenly are
+            left out, at most one less than there are replicas.
 
     Returns:
         Batches as `training_batches` makes them.
@@ -124,9 +187,18 @@ def evaluation_batches(
         person = tf.nest.map_structure(lambda column: column[row], columns)
         return input_format.example(person, skeleton, None, None, None)
 
-    rows = tf.data.Dataset.range(len(records))
-    batches = rows.map(sample, num_parallel_calls=tf.data.AUTOTUNE).batch(batch_size)
-    return batches.prefetch(tf.data.AUTOTUNE)
+    def batches(first: int, last: int, size: int) -> tf.data.Dataset:
+        rows = shard.numbers(first, last, size)
+        examples = rows.map(sample, num_parallel_calls=tf.data.AUTOTUNE)
+        return examples.batch(shard.of_replica(size))
+
+    replicas = shard.workers * shard.replicas
+    count = len(records) // replicas * replicas
+    whole = count // batch_size * batch_size
+    dataset = batches(0, whole, batch_size)
+    if count > whole:
+        dataset = dataset.concatenate(batches(whole, count, count - whole))
+    return dataset.prefetch(tf.data.AUTOTUNE)
 
 
 def check_images(records: Records) -> dict[str, str]:
