@@ -1,6 +1,7 @@
 """What happens between the epochs of a training run."""
 
 import json
+import math
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -76,7 +77,9 @@ class Save(keras.callbacks.Callback):
 
 
 class Averages(keras.callbacks.Callback):
-    """Validation sees the moving averages of the weights, where the optimizer keeps some."""
+    """Validation sees the moving averages of the weights, where the optimizer keeps some; training
+    goes on from the weights themselves, which Keras's `fit` gives up for the averages at its end.
+    """
 
     def on_test_begin(self, logs=None):
         self.averaged = self.model.averaged()
@@ -84,6 +87,19 @@ class Averages(keras.callbacks.Callback):
 
     def on_test_end(self, logs=None):
         self.averaged.__exit__(None, None, None)
+
+    def on_train_begin(self, logs=None):
+        self._keep()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._keep()
+
+    def on_train_end(self, logs=None):
+        for variable, value in zip(self.model.trainable_variables, self.weights, strict=True):
+            variable.assign(value)
+
+    def _keep(self) -> None:
+        self.weights = [variable.numpy() for variable in self.model.trainable_variables]
 
 
 @contextmanager
@@ -130,16 +146,33 @@ class Evaluate(keras.callbacks.Callback):
 
 
 class History(keras.callbacks.Callback):
-    """A line of JSON an epoch; a resumed run goes on in the same file."""
+    """A line of JSON an epoch; a resumed run goes on in the same file.
 
-    def __init__(self, path: Path):
+    Args:
+        path: The file.
+        epochs: How many epochs are done. Lines of later ones are of a run that was killed before
+            it could save what they tell of, and are taken out.
+    """
+
+    def __init__(self, path: Path, epochs: int = 0):
         super().__init__()
         self.path = path
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if _epoch(line) <= epochs]
+        if kept != lines:
+            path.write_text("".join(f"{line}\n" for line in kept))
 
     def on_epoch_end(self, epoch, logs=None):
         line = {"epoch": epoch + 1} | without_nan(logs)
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def _epoch(line: str) -> float:
+    try:
+        return json.loads(line)["epoch"]
+    except ValueError:  # a line that was cut off
+        return math.inf
 
 
 class Drawings(keras.callbacks.Callback):

@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import subprocess
+import sys
 import tempfile
 from enum import StrEnum
 from pathlib import Path
@@ -23,7 +25,7 @@ from rle_tf.console import (
     progress_callback,
     start_tensorflow,
 )
-from rle_tf.errors import ModelError, RLEError
+from rle_tf.errors import ModelError, RLEError, WorkerLost
 from rle_tf.export.formats import Format, Precision
 from rle_tf.server import Options
 
@@ -133,11 +135,23 @@ def train(
     data_root: DataRoot = None,
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    restarts: Annotated[
+        int,
+        typer.Option(
+            help="So often a training that crashed, or whose cluster lost a worker, is started "
+            "again from its newest checkpoint; one that is in --out already is gone on with.",
+            min=0,
+        ),
+    ] = 0,
 ) -> None:
     """Trains a recipe into a run folder: config, checkpoints, logs, regressor and metrics.
 
     Ctrl-C leaves a usable run; --resume goes on from it.
     """
+    if restarts:
+        out = out or Path("runs") / _config(recipe, data_root, overrides).name
+        _supervise(recipe, out, data_root, overrides, restarts)
+        return
     start_tensorflow()
     config = _config(recipe, data_root, overrides)
     out = out or Path("runs") / config.name
@@ -413,6 +427,8 @@ def main() -> None:
         logging.getLogger(library).setLevel(logging.WARNING)
     try:
         app(standalone_mode=True)
+    except WorkerLost as error:
+        fail(str(error), os.EX_TEMPFAIL)
     except RLEError as error:
         fail(str(error))
     except OSError as error:  # a folder that cannot be written, a full disk
@@ -439,6 +455,29 @@ def _run(run: Path, data_root: Path | None, overrides: list[str] | None):
         raise ModelError(f"{folder.config}: no such file; expected the folder of a training run")
     config = _config(folder.config, data_root, overrides)
     return folder, config, load_regressor(folder.regressor)
+
+
+def _supervise(
+    recipe: Path,
+    out: Path,
+    data_root: Path | None,
+    overrides: list[str] | None,
+    restarts: int,
+) -> None:
+    """Trains in a process of its own, and in another one when that has died."""
+    command = [sys.executable, "-m", "rle_tf", "train", str(recipe), "--out", str(out)]
+    command += ["--data-root", str(data_root)] if data_root else []
+    command += [part for override in overrides or [] for part in ("--set", override)]
+    for left in range(restarts, -1, -1):
+        resume = ["--resume"] if (out / "config.yaml").exists() else []
+        try:
+            status = subprocess.run([*command, *resume]).returncode
+        except KeyboardInterrupt:  # the training got it, too, and said how to go on
+            raise typer.Exit(130) from None
+        # Killed, or crashed, or a worker lost: all else would happen again.
+        if not (status < 0 or status == os.EX_TEMPFAIL) or not left:
+            raise typer.Exit(status if status >= 0 else 128 - status)
+        CONSOLE.print(f"the training ended with status {status}; {left} restarts are left")
 
 
 def _train(config, out: Path, resume: bool, again: str) -> None:

@@ -5,6 +5,7 @@ import os
 import sys
 import tempfile
 import time
+from typing import NoReturn
 
 from rich.console import Console
 from rich.markup import escape
@@ -37,10 +38,10 @@ def start_tensorflow() -> None:
     CONSOLE.print(f"[dim]on {len(gpus)} GPUs" if gpus else "[dim]on the CPU: no GPU was found")
 
 
-def fail(message: str) -> None:
-    """Says what was wrong and ends the program with status 1."""
+def fail(message: str, status: int = 1) -> NoReturn:
+    """Says what was wrong and ends the program."""
     Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(message)}")
-    sys.exit(1)
+    sys.exit(status)
 
 
 def print_report(report: dict) -> None:

@@ -1,14 +1,15 @@
 """Which devices train, and what each of them gets of a batch."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Literal, get_args
 
 import tensorflow as tf
 
 from rle_tf.data.pipeline import Shard
-from rle_tf.errors import ConfigError
+from rle_tf.errors import ConfigError, WorkerLost
 
 Strategy = Literal["none", "mirrored", "multi_worker", "tpu"]
 
@@ -79,6 +80,36 @@ def distribute(
         return make(Shard(context.input_pipeline_id, workers, replicas))
 
     return strategy.distribute_datasets_from_function(of_worker)
+
+
+# What collective operations raise when another process is gone.
+_LOST = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.InternalError,
+)
+
+
+@contextmanager
+def named_losses(strategy: tf.distribute.Strategy, checkpoints: str) -> Iterator[None]:
+    """Turns the failure of a cluster whose worker is gone into `WorkerLost`.
+
+    Args:
+        strategy: Of this process.
+        checkpoints: What the message says that there is to go on from.
+    """
+    try:
+        yield
+    except _LOST as error:
+        if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            raise
+        reason = str(error).strip().partition("\n")[0]
+        raise WorkerLost(
+            f"another worker of the cluster is gone ({reason:.200}); {checkpoints}; start all "
+            "workers again with --resume, or from the beginning with --restarts"
+        ) from error
 
 
 # One of each for the process: every strategy numbers its collective operations from the same start,

@@ -19,3 +19,7 @@ class DataError(RLEError):
 
 class ModelError(RLEError):
     """A model, checkpoint or weights file does not fit what is asked of it."""
+
+
+class WorkerLost(RLEError):
+    """Another process of a cluster is gone; the same run can be resumed by all of them."""

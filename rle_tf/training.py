@@ -19,7 +19,7 @@ from rle_tf.data.pipeline import (
     training_batches,
 )
 from rle_tf.data.source import Source
-from rle_tf.distribution import distribute, is_chief, make_strategy
+from rle_tf.distribution import distribute, is_chief, make_strategy, named_losses
 from rle_tf.errors import ConfigError, DataError
 from rle_tf.estimator import PoseEstimator
 from rle_tf.evaluation import evaluate
@@ -83,6 +83,7 @@ def train(
             config, or a batch size that the replicas cannot share.
         DataError: for data that cannot be used.
         ModelError: if the loss or a weight is no longer a number, or no checkpoint can be read.
+        WorkerLost: if another worker of the cluster is gone.
     """
     folder = RunFolder(Path(out))
     # First: workers of a cluster meet before TensorFlow computes anything.
@@ -143,7 +144,7 @@ def train(
         Averages(),
         StopAtNaN(folder.checkpoints, people),
         Evaluate(config, validation),
-        History(folder.history),
+        History(folder.history, start // steps_per_epoch),
         # After the history: an epoch that is saved has its line, also where Ctrl-C comes between.
         Save(folder, config.train, steps_per_epoch),
         keras.callbacks.TensorBoard(folder.path / "tensorboard", write_graph=False),
@@ -191,6 +192,7 @@ def train(
         with (
             named_image_errors(source.records, config.input_format),
             named_image_errors(validation.records, config.input_format),
+            named_losses(strategy, f"checkpoints are in {out}"),
         ):
             epoch, done = divmod(start, steps_per_epoch)
             if done:  # the rest of the epoch that was interrupted

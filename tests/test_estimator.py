@@ -406,3 +406,106 @@ def test_a_weight_may_be_a_mask():
     wanted = estimator.evaluate(image, target, return_dict=True, verbose=0)
     target["weight"] = target["weight"] > 0
     assert estimator.evaluate(image, target, return_dict=True, verbose=0) == wanted
+
+
+@pytest.mark.parametrize("strategy", ["none", "mirrored"])
+@MODELS
+def test_micro_batches_do_what_their_batch_does(make, make_batches, strategy):
+    trained = []
+    for accumulate in (1, 4 if strategy == "none" else 2):
+        with make_strategy(strategy, 8).scope():
+            estimator = make(regularizer=keras.regularizers.L2(1e-3))
+            estimator.compile(keras.optimizers.SGD(1e-2, momentum=0.9), accumulate=accumulate)
+        history = estimator.fit(make_batches(16, 8), shuffle=False, verbose=0, epochs=2).history
+        assert int(estimator.steps.numpy()) == 4
+        assert int(estimator.optimizer.iterations.numpy()) == 4
+        trained.append((history["loss"], history["pck"], estimator.get_weights()))
+    for whole, parts in zip(trained[0][:2], trained[1][:2], strict=True):
+        np.testing.assert_allclose(parts, whole, rtol=1e-4)
+    for whole, parts in zip(trained[0][2], trained[1][2], strict=True):
+        np.testing.assert_allclose(parts, whole, atol=1e-5)
+
+
+def test_micro_batches_take_their_weights_along():
+    weight = np.linspace(0, 1, 8, dtype="float32")
+    weighted = tf.data.Dataset.from_tensor_slices((*samples(8), weight)).batch(8)
+    losses = []
+    for accumulate in (1, 2):
+        estimator = tiny_estimator()
+        estimator.compile(keras.optimizers.SGD(1e-2), accumulate=accumulate)
+        losses += estimator.fit(weighted, shuffle=False, verbose=0).history["loss"]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_averages_of_weights(scaled):
+    estimator = tiny_estimator()
+    adam = keras.optimizers.Adam(1e-2, use_ema=True, ema_momentum=0.5)
+    estimator.compile(keras.optimizers.LossScaleOptimizer(adam, 2.0) if scaled else adam)
+    with estimator.averaged():  # nothing to average yet
+        first = [variable.numpy() for variable in estimator.trainable_variables]
+    seen, averages = [], []
+
+    def look(batch, logs):
+        seen.append([variable.numpy() for variable in estimator.trainable_variables])
+        with pytest.raises(RuntimeError), estimator.averaged():
+            averages.append([variable.numpy() for variable in estimator.trainable_variables])
+            raise RuntimeError
+        for variable, expected in zip(estimator.trainable_variables, seen[-1], strict=True):
+            np.testing.assert_array_equal(variable.numpy(), expected)
+
+    looks = keras.callbacks.LambdaCallback(on_train_batch_end=look)
+    estimator.fit(batches(), shuffle=False, verbose=0, callbacks=[looks])
+    expected = seen[0]
+    assert not np.array_equal(first[0], seen[0][0])
+    for weights, found in zip(seen, averages, strict=True):
+        expected = [(a + w) / 2 for a, w in zip(expected, weights, strict=True)]
+        for average, value in zip(found, expected, strict=True):
+            np.testing.assert_allclose(average, value, atol=1e-6)
+
+
+def test_executions_of_several_steps_do_what_steps_do():
+    trained = []
+    for steps in (1, 4):
+        estimator = tiny_estimator()
+        estimator.compile(keras.optimizers.Adam(1e-2), steps_per_execution=steps)
+        looks = StepLosses()
+        estimator.fit(batches(), shuffle=False, verbose=0, epochs=2, callbacks=[looks])
+        assert len(looks.losses) == 8 / steps and int(estimator.steps.numpy()) == 8
+        trained.append(estimator.get_weights())
+    for a, b in zip(*trained, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_xla_does_what_plain_steps_do():
+    losses = []
+    for jit_compile in (False, True):
+        estimator = tiny_estimator()
+        estimator.compile(keras.optimizers.Adam(1e-2), jit_compile=jit_compile)
+        assert estimator.jit_compile is jit_compile
+        losses.append(estimator.fit(batches(), shuffle=False, verbose=0).history["loss"])
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+def test_batch_statistics_of_two_replicas_are_synchronised():
+    """20 steps with statistics of the whole batch are those of one device; without they are not."""
+    losses = {}
+    for strategy, synchronised in (("none", False), ("mirrored", True), ("mirrored", False)):
+        with make_strategy(strategy, 8).scope():
+            keras.utils.set_random_seed(1)
+            image = keras.Input((32, 32, 3))
+            x = keras.layers.Conv2D(8, 3, 4, "same", use_bias=False)(image)
+            x = keras.layers.BatchNormalization(synchronized=synchronised)(x)
+            backbone = keras.Model(image, keras.layers.ReLU()(x), name="backbone")
+            estimator = PoseEstimator(
+                build_regressor(backbone, LSP14, 2, (32, 32)),
+                RLELoss(RealNVP(2, layers=2, hidden=8)),
+            )
+            estimator.compile(keras.optimizers.Adam(1e-3))
+        steps = StepLosses()
+        estimator.fit(batches(160, 8), shuffle=False, verbose=0, callbacks=[steps])
+        losses[strategy, synchronised] = np.array(steps.losses)
+    single = losses["none", False]
+    assert len(single) == 20
+    np.testing.assert_allclose(losses["mirrored", True], single, atol=1e-4)
+    assert np.abs(losses["mirrored", False] - single).max() > 3e-4

@@ -16,8 +16,8 @@ from PIL import Image
 from pycocotools.coco import COCO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rle_tf.callbacks import Save, draw_people
-from rle_tf.config import RunConfig, load_config
+from rle_tf.callbacks import History, Save, draw_people
+from rle_tf.config import RunConfig, TrainConfig, load_config
 from rle_tf.data.coco import CocoSource
 from rle_tf.errors import ConfigError, DataError, ModelError
 from rle_tf.run_folder import Checkpoints, RunFolder, load_regressor
@@ -310,6 +310,68 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(run, tmp_path):
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
 
 
+def test_checkpoints_between_the_ends_of_epochs(coco, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    config = config_for(coco, "train.checkpoint_steps=2", "train.keep_checkpoints=9")
+    train(config, folder.path)
+    assert folder.checkpoints.steps() == [2, 3, 4, 6, 8, 9]
+
+
+def test_averages_are_kept_over_an_interruption_and_are_what_is_saved(coco, tmp_path):
+    """With the averages in the file of the regressor, and the weights in the checkpoints."""
+    config = config_for(coco, "train.ema=0.5", "train.drawn_people=0")
+    whole, broken = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "broken")
+    scores = train(config, whole.path)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, broken.path, callbacks=[AtStep(STEPS + 2, interrupt)])
+    assert train(config, broken.path, resume=True) == pytest.approx(scores, nan_ok=True)
+    assert_same_state(broken, whole)
+
+    estimator = build_estimator(config, config.open_source("train"), STEPS)
+    whole.checkpoints.restore(estimator)
+    saved = whole.load()[1].trainable_variables
+    ours = estimator.regressor.trainable_variables
+    assert any(not np.array_equal(a, b) for a, b in zip(saved, ours, strict=True))
+    with estimator.averaged():
+        for a, b in zip(saved, ours, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_what_was_trained_in_16_bits_is_saved_in_32(run, coco, tmp_path, precision):
+    folder = RunFolder(tmp_path / "run")
+    config = config_for(coco, f"train.precision={precision}", "train.epochs=1",
+                        "train.drop_epochs=[]", "train.drawn_people=0")  # fmt: skip
+    train(config, folder.path)
+    _, regressor = folder.load()
+    layers = regressor._flatten_layers()
+    assert {layer.compute_dtype for layer in layers} == {"float32"}
+    estimator = build_estimator(config, config.open_source("train"), STEPS)
+    backbone = estimator.regressor.get_layer("backbone")
+    assert backbone.get_layer("conv1").compute_dtype == precision
+    assert {variable.dtype for variable in estimator.trainable_variables} == {"float32"}
+    assert keras.config.dtype_policy().name == "float32"
+    first = [json.loads(f.history.read_text().splitlines()[0]) for f in (folder, run.folder)]
+    assert first[0]["loss"] == pytest.approx(first[1]["loss"], rel=0.02)
+
+
+def test_an_epoch_has_whole_executions(coco, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    recorder = Recorder()
+    overrides = ("train.steps_per_execution=2", "train.epochs=2", "train.drop_epochs=[1]")
+    train(config_for(coco, *overrides), folder.path, callbacks=[recorder])
+    assert folder.checkpoints.steps() == [2, 4] and len(recorder.learning_rates) == 2
+    with pytest.raises(ConfigError, match="steps_per_execution: found 4; an epoch has 3 steps"):
+        train(config_for(coco, "train.steps_per_execution=4"), tmp_path / "other")
+
+
+def test_history_of_what_was_not_saved_is_taken_out(tmp_path):
+    path = tmp_path / "history.jsonl"
+    path.write_text('{"epoch": 1, "loss": 3.0}\n{"epoch": 2, "loss": 2.0}\n{"epo')
+    History(path, epochs=1)
+    assert path.read_text() == '{"epoch": 1, "loss": 3.0}\n'
+
+
 @pytest.mark.slow
 def test_a_run_can_be_interrupted_more_than_once(run, tmp_path):
     folder = RunFolder(tmp_path / "run")
@@ -541,6 +603,6 @@ def test_ctrl_c_while_an_epoch_is_saved_takes_effect_after_it():
     )
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        Save(folder, keep=1).on_epoch_end(0)
+        Save(folder, TrainConfig(batch_size=1, epochs=1), 1).on_epoch_end(0)
     assert saved == ["checkpoint", "regressor"]
     assert signal.getsignal(signal.SIGINT) is handler
