@@ -33,13 +33,13 @@ class StopAtNaN(keras.callbacks.Callback):
 
     Args:
         checkpoints: Of the run, for the message.
-        people: step -> the images of its batch.
+        images: step, from 0 -> names of the images of its batch.
     """
 
-    def __init__(self, checkpoints: Checkpoints, people: Callable[[int], list[str]]):
+    def __init__(self, checkpoints: Checkpoints, images: Callable[[int], list[str]]):
         super().__init__()
         self.checkpoints = checkpoints
-        self.people = people
+        self.images = images
 
     def on_train_batch_end(self, batch, logs=None):
         if np.isfinite(logs["loss"]):
@@ -47,7 +47,7 @@ class StopAtNaN(keras.callbacks.Callback):
         step = int(self.model.steps.numpy())
         # Of an execution of several steps it may be any.
         steps = range(step - self.model.steps_per_execution, step)
-        images = list(dict.fromkeys(image for each in steps for image in self.people(each)))
+        images = list(dict.fromkeys(image for each in steps for image in self.images(each)))
         shown = ", ".join(images[:NAMED_IMAGES])
         more = f" and {len(images) - NAMED_IMAGES} more" if len(images) > NAMED_IMAGES else ""
         where = f", whose batch is of {shown}{more}" if images else ""

@@ -1,4 +1,4 @@
-"""`rle-tf demo | train | evaluate | calibrate | predict | export | serve`."""
+"""`rle-tf demo | train | records | evaluate | calibrate | predict | export | serve`."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ from rle_tf.console import (
     progress_callback,
     start_tensorflow,
 )
-from rle_tf.errors import ModelError, RLEError, WorkerLost
+from rle_tf.errors import ConfigError, ModelError, RLEError, WorkerLost
 from rle_tf.export.formats import Format, Precision
 from rle_tf.server import Options
 
@@ -156,6 +156,49 @@ def train(
     config = _config(recipe, data_root, overrides)
     out = out or Path("runs") / config.name
     _train(config, out, resume, f"rle-tf train {out / 'config.yaml'} --out {out} --resume")
+
+
+@app.command(epilog=_example("records coco_resnet50_rle --data-root ~/coco --out gs://me/coco"))
+def records(
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CONFIG", help="A YAML recipe, or the name of one that comes with rle-tf."
+        ),
+    ],
+    out: Annotated[str, typer.Option(help="A new folder, on any file system that TensorFlow has.")],
+    shards: Annotated[
+        int, typer.Option(help="Files; a few for each worker that reads.", min=1)
+    ] = 16,
+    quality: Annotated[int, typer.Option(help="Of JPEGs.", min=1, max=100)] = 95,
+    data_root: DataRoot = None,
+    overrides: Overrides = None,
+) -> None:
+    """Packs training people into TFRecord files, to train on with --set data.records=OUT.
+
+    Each with as much of its photograph as the recipe's augmentation can ask for. An interrupted
+    packing goes on where it stopped.
+    """
+    start_tensorflow()
+    from rle_tf.data.records import write_records
+
+    config = _config(recipe, data_root, overrides)
+    if not config.input_format.reads_images:
+        raise ConfigError("model.kind: lifting sees no images; expected a recipe of an image model")
+    source = config.open_source("train")
+    with progress_bar() as progress:
+        task = progress.add_task("records", total=shards * len(source.parts), status="")
+        index = write_records(
+            source,
+            config.input_format,
+            config.data.augmentation,
+            out,
+            shards=shards,
+            quality=quality,
+            on_shard=lambda: progress.advance(task),
+        )
+    size = sum(shard.bytes for shard in index.shards) / 2**20
+    CONSOLE.print(f"{len(source.records)} people, {size:.1f} MiB: {out}", soft_wrap=True)
 
 
 @app.command(epilog=_example("evaluate runs/sample --set evaluate.boxes=detections"))

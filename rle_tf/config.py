@@ -23,7 +23,8 @@ from rle_tf.config_data import Boxes, DataConfig, EvaluateConfig, Section, Split
 from rle_tf.config_file import read_values, validated
 from rle_tf.data.crops import CropFormat
 from rle_tf.data.lifting import KeypointFormat
-from rle_tf.data.pipeline import usable_rows
+from rle_tf.data.pipeline import PhotographedPeople, usable_rows
+from rle_tf.data.records import PackedPeople
 from rle_tf.data.source import InputFormat, Source
 from rle_tf.errors import ConfigError
 from rle_tf.flow import RealNVP
@@ -324,6 +325,25 @@ class RunConfig(Section):
         if images and self.data.on_bad_image == "skip":
             source = source.take(usable_rows(source.records))
         return source
+
+    def open_training(self) -> PhotographedPeople | PackedPeople:
+        """The people to train on: of the source's photographs, or of `data.records`.
+
+        Raises:
+            ConfigError: if the records are of another skeleton, or too small for these crops.
+            DataError: for data that cannot be used.
+        """
+        if not self.data.records:
+            return PhotographedPeople(self.open_source("train"))
+        people = PackedPeople(self.data.records)
+        if people.skeleton != self.data.source.skeleton:
+            raise ConfigError(
+                f"data.records: {self.data.records} holds people with the joints of "
+                f"'{people.skeleton.name}'; expected '{self.data.source.skeleton.name}', as "
+                "data.source has"
+            )
+        people.check(self.input_format, self.data.augmentation)
+        return people
 
     def save(self, path: Path) -> None:
         """Writes it with every default filled in."""

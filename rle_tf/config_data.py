@@ -376,6 +376,8 @@ class DataConfig(Section):
 
     Attributes:
         source: Where people come from.
+        records: A folder that `rle-tf records` has written, on any file system of `tf.io.gfile`:
+            training people are read from it in place of the source's photographs.
         image_size: (height, width) of the regressor's input; multiples of 32.
         mean, std: RGB; the input is (RGB / 255 - mean) / std.
         box_margin: Between a person's box and the crop.
@@ -389,6 +391,7 @@ class DataConfig(Section):
         CocoData | H36mData | LspData | MpiiData | SyntheticData | MixData,
         Field(discriminator="kind"),
     ]
+    records: str | None = None
     image_size: tuple[Side, Side] = (256, 192)
     mean: tuple[float, float, float] = (0.406, 0.457, 0.480)
     std: tuple[Positive, Positive, Positive] = (1.0, 1.0, 1.0)

@@ -1,7 +1,7 @@
 """From a config to a trained and scored regressor; resuming a run that was interrupted."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,12 +12,12 @@ import tensorflow as tf
 from rle_tf.callbacks import Averages, Drawings, Evaluate, History, Save, StopAtNaN
 from rle_tf.config import RunConfig, load_config
 from rle_tf.data.pipeline import (
-    batch_rows,
+    PhotographedPeople,
     epoch_size,
     evaluation_batches,
     named_image_errors,
-    training_batches,
 )
+from rle_tf.data.records import PackedPeople
 from rle_tf.data.source import Source
 from rle_tf.distribution import distribute, is_chief, make_strategy, named_losses
 from rle_tf.errors import ConfigError, DataError
@@ -28,24 +28,26 @@ from rle_tf.run_folder import RunFolder
 
 LOG = logging.getLogger(__name__)
 
-
 _POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
 
-def build_estimator(config: RunConfig, source: Source, steps_per_epoch: int) -> PoseEstimator:
-    """The compiled estimator of a config, with the optimizer that it describes."""
-    dims = source.records.keypoints.shape[-1]
+def build_estimator(
+    config: RunConfig, people: PhotographedPeople | PackedPeople, steps_per_epoch: int
+) -> PoseEstimator:
+    """The compiled estimator of a config, for the joints of the people of `open_training`."""
     train = config.train
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(_POLICIES[train.precision])
     try:
-        regressor = config.model.build(source.skeleton, dims, config.data.image_size)
+        regressor = config.model.build(people.skeleton, people.dims, config.data.image_size)
     finally:
         keras.config.set_dtype_policy(policy)
     for layer in regressor._flatten_layers():
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.synchronized = train.sync_batch_norm
-    estimator = PoseEstimator(regressor, config.loss.build(dims), map_weight=train.map_weight)
+    estimator = PoseEstimator(
+        regressor, config.loss.build(people.dims), map_weight=train.map_weight
+    )
     estimator.compile(
         build_optimizer(train, steps_per_epoch),
         accumulate=train.accumulate,
@@ -99,10 +101,10 @@ def train(
             "expected model.weights, train.start, or null"
         )
     # All that is read later is opened now: a missing file is found before days of training.
-    source, scored = config.open_source("train"), config.open_source("val")
+    people, scored = config.open_training(), config.open_source("val")
     annotated = config.evaluate.boxes == "ground_truth"
     validation = scored if annotated else config.open_source("val", boxes="ground_truth")
-    steps_per_epoch = _steps_per_epoch(config, source)
+    steps_per_epoch = _steps_per_epoch(config, people.parts)
 
     keras.utils.set_random_seed(config.seed)
     if config.train.deterministic:
@@ -114,7 +116,7 @@ def train(
             update={"model": config.model.model_copy(update={"weights": None})}
         )
     with strategy.scope():
-        estimator = build_estimator(built, source, steps_per_epoch)
+        estimator = build_estimator(built, people, steps_per_epoch)
     start = folder.checkpoints.restore(estimator) if resume else 0
     if config.train.start and not start:
         RunFolder(Path(config.train.start).expanduser()).copy_weights(estimator)
@@ -128,21 +130,12 @@ def train(
     folder.path.mkdir(parents=True, exist_ok=True)
     config.save(folder.config)
 
-    def people(step: int) -> list[str]:
-        if not config.input_format.reads_images:
-            return []
-        rows = batch_rows(
-            step,
-            config.input_format,
-            batch_size=batch_size,
-            seed=config.seed,
-            parts=source.parts,
-        )
-        return source.records.image_paths[rows].tolist()
+    def images(step: int) -> list[str]:
+        return people.images(step, config.input_format, batch_size, config.seed)
 
     callbacks = [
         Averages(),
-        StopAtNaN(folder.checkpoints, people),
+        StopAtNaN(folder.checkpoints, images),
         Evaluate(config, validation),
         History(folder.history, start // steps_per_epoch),
         # After the history: an epoch that is saved has its line, also where Ctrl-C comes between.
@@ -156,15 +149,12 @@ def train(
         estimator.fit(
             distribute(
                 strategy,
-                lambda shard: training_batches(
-                    source.records,
-                    source.skeleton,
+                lambda shard: people.batches(
                     config.input_format,
                     config.data.augmentation,
                     batch_size=batch_size,
                     seed=config.seed,
                     start=start * batch_size,
-                    parts=source.parts,
                     shard=shard,
                 ),
             ),
@@ -172,7 +162,7 @@ def train(
                 strategy,
                 lambda shard: evaluation_batches(
                     validation.records,
-                    source.skeleton,
+                    people.skeleton,
                     config.input_format,
                     batch_size=batch_size,
                     shard=shard,
@@ -190,7 +180,7 @@ def train(
 
     try:
         with (
-            named_image_errors(source.records, config.input_format),
+            people.named_errors(config.input_format),
             named_image_errors(validation.records, config.input_format),
             named_losses(strategy, f"checkpoints are in {out}"),
         ):
@@ -209,12 +199,12 @@ def train(
         return evaluate_run(folder, config, estimator.regressor, scored, estimator.spread())
 
 
-def _steps_per_epoch(config: RunConfig, source: Source) -> int:
+def _steps_per_epoch(config: RunConfig, parts: Sequence[int]) -> int:
     """A multiple of the steps of an execution, since Keras runs executions to their end."""
     train = config.train
     if train.steps_per_epoch:
         return train.steps_per_epoch
-    steps = max(1, epoch_size(source.parts) // train.batch_size)
+    steps = max(1, epoch_size(parts) // train.batch_size)
     if steps < train.steps_per_execution:
         raise ConfigError(
             f"train.steps_per_execution: found {train.steps_per_execution}; an epoch has {steps} "

@@ -237,7 +237,7 @@ def test_the_learning_rate_falls_along_a_cosine(run):
     cosine = config.model_copy(
         update={"train": config.train.model_copy(update={"schedule": "cosine", "drop_epochs": ()})}
     )
-    estimator = build_estimator(cosine, config.open_source("train"), STEPS)
+    estimator = build_estimator(cosine, config.open_training(), STEPS)
     total = STEPS * EPOCHS
     for step, share in ((0, 1.0), (total // 2, 0.5), (total, 0.0)):
         estimator.optimizer.iterations.assign(step)
@@ -327,7 +327,7 @@ def test_averages_are_kept_over_an_interruption_and_are_what_is_saved(coco, tmp_
     assert train(config, broken.path, resume=True) == pytest.approx(scores, nan_ok=True)
     assert_same_state(broken, whole)
 
-    estimator = build_estimator(config, config.open_source("train"), STEPS)
+    estimator = build_estimator(config, config.open_training(), STEPS)
     whole.checkpoints.restore(estimator)
     saved = whole.load()[1].trainable_variables
     ours = estimator.regressor.trainable_variables
@@ -346,7 +346,7 @@ def test_what_was_trained_in_16_bits_is_saved_in_32(run, coco, tmp_path, precisi
     _, regressor = folder.load()
     layers = regressor._flatten_layers()
     assert {layer.compute_dtype for layer in layers} == {"float32"}
-    estimator = build_estimator(config, config.open_source("train"), STEPS)
+    estimator = build_estimator(config, config.open_training(), STEPS)
     backbone = estimator.regressor.get_layer("backbone")
     assert backbone.get_layer("conv1").compute_dtype == precision
     assert {variable.dtype for variable in estimator.trainable_variables} == {"float32"}
@@ -439,7 +439,7 @@ def test_resuming_needs_a_run(coco, tmp_path):
 
 @pytest.fixture
 def estimator(run):
-    return build_estimator(run.config, run.config.open_source("train"), STEPS)
+    return build_estimator(run.config, run.config.open_training(), STEPS)
 
 
 def damage(file: Path, how: str) -> None:
@@ -468,7 +468,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(run, estimator, tmp_pa
 
 def test_a_checkpoint_of_another_model(run, coco):
     config = config_for(coco, "model.output_layer=conv_pw_2_relu")
-    estimator = build_estimator(config, config.open_source("train"), STEPS)
+    estimator = build_estimator(config, config.open_training(), STEPS)
     with pytest.raises(ModelError, match="expected a checkpoint of this config's model"):
         run.folder.checkpoints.restore(estimator)
 

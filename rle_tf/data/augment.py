@@ -222,6 +222,39 @@ def augment(
     return keypoints, labelled, centre, size_wh, rotation_deg, flipped
 
 
+def reach(
+    keypoints: tf.Tensor,
+    labelled: tf.Tensor,
+    centre: tf.Tensor,
+    size_wh: tf.Tensor,
+    skeleton: Skeleton,
+    augmentation: Augmentation,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """What of the image any view that `augment` could draw of a person sees.
+
+    Args:
+        keypoints, labelled, centre, size_wh, skeleton, augmentation: As in `augment`.
+
+    Returns:
+        (2,) float32 each: the lowest and the highest x and y in image pixels, which may lie
+        outside the image.
+    """
+    views = [(centre, size_wh)]
+    if augmentation.half_body_probability:
+        margin = augmentation.half_body_margin
+        views += [
+            half_body(keypoints, labelled, centre, size_wh, skeleton, margin, tf.constant(draw))
+            for draw in (0.0, 0.5)  # the upper and the lower half
+        ]
+    centres, sizes = (tf.stack(column) for column in zip(*views, strict=True))
+    limit = math.radians(augmentation.rotation_deg if augmentation.rotation_probability else 0)
+    half = sizes * augmentation.scale_range[1] / 2
+    # A rectangle that turns is widest where its diagonal lies flat.
+    widest = tf.minimum(limit, tf.atan2(half[:, ::-1], half))
+    extent = half * tf.cos(widest) + half[:, ::-1] * tf.sin(widest)
+    return tf.reduce_min(centres - extent, axis=0), tf.reduce_max(centres + extent, axis=0)
+
+
 def colour(image: tf.Tensor, strength: float, draws: tf.Tensor) -> tf.Tensor:
     """An image (H, W, 3) 0..255 whose channels are multiplied by factors from 1 +- `strength`.
 

@@ -30,6 +30,35 @@ class Person(NamedTuple):
     keypoints: tf.Tensor
     labelled: tf.Tensor
 
+    def crop(self, matrix: tf.Tensor, image_size: tuple[int, int]) -> tf.Tensor:
+        """`read_crop` of the photograph."""
+        return read_crop(self.path, self.image_wh, matrix, image_size)
+
+
+class PackedPerson(NamedTuple):
+    """One person with as much of the photograph as any crop needs.
+
+    `photo` is a JPEG whose first pixel is the image's `low` (x, y); the rest is as in `Person`.
+    """
+
+    photo: tf.Tensor
+    photo_wh: tf.Tensor
+    low: tf.Tensor
+    image_wh: tf.Tensor
+    box_xyxy: tf.Tensor
+    centre: tf.Tensor
+    size_wh: tf.Tensor
+    keypoints: tf.Tensor
+    labelled: tf.Tensor
+
+    def crop(self, matrix: tf.Tensor, image_size: tuple[int, int]) -> tf.Tensor:
+        """The crop that `read_crop` would read of the whole photograph, but for rounding."""
+        low, high = _region(matrix, self.image_wh, image_size)
+        low = tf.clip_by_value(low - self.low, 0, self.photo_wh - 1)
+        high = tf.maximum(tf.minimum(high - self.low, self.photo_wh), low + 1)
+        region = _decode_jpeg_window(self.photo, low, high)
+        return _warp_region(region, low + self.low, matrix, image_size)
+
 
 @dataclass(frozen=True)
 class CropFormat:
@@ -62,6 +91,31 @@ class CropFormat:
         """(N, 4) float32 `boxes_xyxy` of the crops, image pixels."""
         return geometry.crop_boxes(records.boxes_xyxy, self.image_size, self.box_margin).numpy()
 
+    def packed(
+        self,
+        photo: tf.Tensor,
+        photo_wh: tf.Tensor,
+        low: tf.Tensor,
+        image_wh: tf.Tensor,
+        box_xyxy: tf.Tensor,
+        keypoints: tf.Tensor,
+        labelled: tf.Tensor,
+    ) -> PackedPerson:
+        """One person as `example` takes it, from what `rle_tf.data.records` holds; box_xyxy (4,)
+        float64, the rest as in `PackedPerson`."""
+        crop = geometry.crop_boxes(box_xyxy[None], self.image_size, self.box_margin)[0]
+        return PackedPerson(
+            photo=photo,
+            photo_wh=photo_wh,
+            low=low,
+            image_wh=image_wh,
+            box_xyxy=tf.cast(box_xyxy, tf.float32),
+            centre=(crop[:2] + crop[2:]) / 2,
+            size_wh=crop[2:] - crop[:2],
+            keypoints=keypoints,
+            labelled=labelled,
+        )
+
     def columns(self, records: Records) -> Person:
         crops = self.crop_boxes(records)
         return Person(
@@ -76,14 +130,15 @@ class CropFormat:
 
     def example(
         self,
-        person: Person,
+        person: Person | PackedPerson,
         skeleton: Skeleton,
         augmentation: Augmentation | None,
         draws: tf.Tensor,
         seed: tf.Tensor,
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """Image (H, W, 3) and the target of `encode_target`."""
-        path, image_wh, box_xyxy, centre, size_wh, keypoints, labelled = person
+        image_wh, centre, size_wh = person.image_wh, person.centre, person.size_wh
+        keypoints, labelled = person.keypoints, person.labelled
         rotation_deg, flipped = tf.constant(0.0), tf.constant(False)
         if augmentation is not None:
             keypoints, labelled, centre, size_wh, rotation_deg, flipped = augment(
@@ -95,11 +150,10 @@ class CropFormat:
             lambda: geometry.compose(matrix, geometry.mirror(image_wh[0])),
             lambda: matrix,
         )
-        crop = read_crop(path, image_wh, from_file, self.image_size)
+        crop = person.crop(from_file, self.image_size)
         if augmentation is not None and augmentation.occlusion_area:
-            crop = occlude(
-                crop, from_file, box_xyxy, image_wh, augmentation.occlusion_area, draws, seed
-            )
+            box, largest_area = person.box_xyxy, augmentation.occlusion_area
+            crop = occlude(crop, from_file, box, image_wh, largest_area, draws, seed)
         if augmentation is not None and augmentation.colour:
             crop = colour(crop, augmentation.colour, draws)
         target = encode_target(
@@ -184,13 +238,33 @@ def read_crop(
             size than stated; `named_image_errors` turns it into a `DataError` with the name.
     """
     low, high = _region(matrix, image_wh, image_size)
+    region, _, _ = read_region(path, image_wh, low, high)
+    return _warp_region(region, low, matrix, image_size)
+
+
+def read_region(
+    path: tf.Tensor, image_wh: tf.Tensor, low: tf.Tensor, high: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """A part of an image file, and the file.
+
+    Args:
+        path, image_wh: As in `read_crop`.
+        low, high: (2,) int32, the first pixel (x, y) and the one past the last, inside the image.
+
+    Returns:
+        (h, w, 3) uint8 RGB; () string, what the file holds; () bool, whether that is a JPEG.
+
+    Raises:
+        tf.errors.InvalidArgumentError: as `read_crop`.
+    """
     data = tf.io.read_file(path)
+    is_jpeg = tf.io.is_jpeg(data)
     region = tf.cond(
-        tf.io.is_jpeg(data),
+        is_jpeg,
         lambda: _decode_jpeg_region(data, path, image_wh, low, high),
         lambda: _decode_region(data, path, image_wh, low, high),
     )
-    return _warp_region(region, low, matrix, image_size)
+    return region, data, is_jpeg
 
 
 def cut_crop(image: tf.Tensor, crop_box_xyxy: tf.Tensor, image_size: tuple[int, int]) -> tf.Tensor:
@@ -289,11 +363,13 @@ def _check_size(shape_hwc: tf.Tensor, path: tf.Tensor, image_wh: tf.Tensor) -> t
 
 def _decode_jpeg_region(data, path, image_wh, low, high) -> tf.Tensor:
     with tf.control_dependencies([_check_size(tf.io.extract_jpeg_shape(data), path, image_wh)]):
-        window = tf.stack([low[1], low[0], high[1] - low[1], high[0] - low[0]])
-        # The accurate transform: the fast one is several grey levels off.
-        return tf.image.decode_and_crop_jpeg(
-            data, window, channels=3, dct_method="INTEGER_ACCURATE"
-        )
+        return _decode_jpeg_window(data, low, high)
+
+
+def _decode_jpeg_window(data, low, high) -> tf.Tensor:
+    window = tf.stack([low[1], low[0], high[1] - low[1], high[0] - low[0]])
+    # The accurate transform: the fast one is several grey levels off.
+    return tf.image.decode_and_crop_jpeg(data, window, channels=3, dct_method="INTEGER_ACCURATE")
 
 
 def _decode_region(data, path, image_wh, low, high) -> tf.Tensor:

@@ -9,14 +9,14 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
 
 from rle_tf.data.augment import Augmentation
-from rle_tf.data.source import InputFormat, Records
+from rle_tf.data.source import InputFormat, Records, Source
 from rle_tf.errors import DataError
 from rle_tf.skeletons import Skeleton
 
@@ -64,6 +64,9 @@ class Shard:
         return batch_size // (self.workers * self.replicas)
 
 
+ONE_REPLICA = Shard()
+
+
 def epoch_size(parts: Sequence[int]) -> int:
     """Samples an epoch: the largest part once, and as many of each of the others."""
     return len(parts) * max(parts)
@@ -79,7 +82,7 @@ def training_batches(
     seed: int,
     start: int = 0,
     parts: Sequence[int] | None = None,
-    shard: Shard = Shard(),
+    shard: Shard = ONE_REPLICA,
 ) -> tf.data.Dataset:
     """An endless dataset of augmented `(input, target)` batches.
 
@@ -126,17 +129,6 @@ def training_batches(
     return batches.prefetch(tf.data.AUTOTUNE)
 
 
-def batch_rows(
-    step: int, input_format: InputFormat, *, batch_size: int, seed: int, parts: Sequence[int]
-) -> np.ndarray:
-    """(batch_size,) the rows of the records that `training_batches` makes batch `step` of, counted
-    from 0; arguments as there."""
-    drawn = _drawing(tuple(parts), seed, input_format)
-    numbers = tf.range(step * batch_size, (step + 1) * batch_size, dtype=tf.int64)
-    with tf.device("/CPU:0"):
-        return tf.map_fn(lambda number: drawn(number)[0], numbers).numpy()
-
-
 def _drawing(parts: tuple[int, ...], seed: int, input_format: InputFormat) -> Callable:
     """number -> (row of the records, random numbers, seed): all that chance decides of a sample."""
     with tf.device("/CPU:0"):
@@ -151,13 +143,69 @@ def _drawing(parts: tuple[int, ...], seed: int, input_format: InputFormat) -> Ca
         once = tf.random.experimental.index_shuffle(
             position, seed=tf.stack([seed, epoch * len(parts) + part]), max_index=largest - 1
         )
-        sample_seed = tf.stack([seed, number])
-        draws = tf.random.stateless_uniform([input_format.draws + 1], seed=sample_seed)
+        draws, sample_seed = chance(number, seed, input_format)
         replaced = tf.cast(draws[-1] * tf.cast(people, tf.float32), tf.int64)
         row = offsets[part] + tf.where(people == largest, once, tf.minimum(replaced, people - 1))
         return row, draws[:-1], sample_seed
 
     return drawn
+
+
+def chance(number: tf.Tensor, seed: int, input_format: InputFormat) -> tuple[tf.Tensor, tf.Tensor]:
+    """The random numbers of sample `number`: (draws + 1,) float32 in [0, 1), the last of which
+    chooses people, and a (2,) int64 seed of its own."""
+    sample_seed = tf.stack([seed, number])
+    return tf.random.stateless_uniform([input_format.draws + 1], seed=sample_seed), sample_seed
+
+
+class PhotographedPeople:
+    """The training people of a source, read from its photographs.
+
+    Attributes:
+        skeleton, dims, parts: Of the people, as those of the source and its records.
+    """
+
+    def __init__(self, source: Source):
+        self.source = source
+        self.skeleton, self.parts = source.skeleton, tuple(source.parts)
+        self.dims = source.records.keypoints.shape[-1]
+
+    def batches(
+        self,
+        input_format: InputFormat,
+        augmentation: Augmentation,
+        *,
+        batch_size: int,
+        seed: int,
+        start: int = 0,
+        shard: Shard = ONE_REPLICA,
+    ) -> tf.data.Dataset:
+        """`training_batches` of them."""
+        return training_batches(
+            self.source.records,
+            self.skeleton,
+            input_format,
+            augmentation,
+            batch_size=batch_size,
+            seed=seed,
+            start=start,
+            parts=self.parts,
+            shard=shard,
+        )
+
+    def images(self, step: int, input_format: InputFormat, batch_size: int, seed: int) -> list[str]:
+        """Names of the photographs of a batch, counted from 0; none where no images are read."""
+        if not input_format.reads_images:
+            return []
+        drawn = _drawing(self.parts, seed, input_format)
+        numbers = tf.range(step * batch_size, (step + 1) * batch_size, dtype=tf.int64)
+        with tf.device("/CPU:0"):
+            rows = tf.map_fn(lambda number: drawn(number)[0], numbers).numpy()
+        return self.source.records.image_paths[rows].tolist()
+
+    def named_errors(self, input_format: InputFormat) -> AbstractContextManager[None]:
+        """`named_image_errors` of them."""
+        return named_image_errors(self.source.records, input_format)
 
 
 def evaluation_batches(
@@ -166,7 +214,7 @@ def evaluation_batches(
     input_format: InputFormat,
     *,
     batch_size: int,
-    shard: Shard = Shard(),
+    shard: Shard = ONE_REPLICA,
 ) -> tf.data.Dataset:
     """The people in order, each once, unaugmented; the last batch may be smaller.
 
