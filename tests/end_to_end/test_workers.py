@@ -1,0 +1,210 @@
+"""Real processes on this machine train as a cluster: the same losses as one, and through kills."""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rle_tf.data.synthetic import SyntheticSource
+from rle_tf.run_folder import RunFolder
+
+pytestmark = pytest.mark.slow
+
+STEPS, EPOCHS, BATCH = 10, 2, 12
+RECIPE = """\
+name: workers
+data:
+  source:
+    kind: synthetic
+    root: {root}
+    train_people: 120
+    val_people: 25
+    rendered_size: [80, 80]
+  image_size: [64, 32]
+model: {{backbone: resnet18, output_layer: layer1_0_out}}
+loss: {{kind: rle, flow_layers: 2, flow_hidden: 8}}
+train: {{batch_size: 12, epochs: 2, drawn_people: 0, sync_batch_norm: true}}
+"""
+# Trains, and prints the loss of each step on a line of its own.
+SCRIPT = """\
+import sys, keras
+from pathlib import Path
+from rle_tf import load_config
+from rle_tf.training import train
+
+class Losses(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        print("LOSS", int(self.model.steps.numpy()), float(logs["loss"]), flush=True)
+
+train(load_config(sys.argv[1], sys.argv[3:]), Path(sys.argv[2]), callbacks=[Losses()])
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("workers")
+    for split in ("train", "val"):
+        SyntheticSource(
+            root / "people", split, train_people=120, val_people=25, rendered_size=(80, 80)
+        )
+    path = root / "recipe.yaml"
+    path.write_text(RECIPE.format(root=root / "people"))
+    return path
+
+
+def ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    found = [listener.getsockname()[1] for listener in sockets]
+    for listener in sockets:
+        listener.close()
+    return found
+
+
+def environments(workers: int) -> list[dict]:
+    """TF_CONFIG of each worker of a cluster on this machine."""
+    base = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    if workers == 1:
+        return [base]
+    hosts = [f"127.0.0.1:{port}" for port in ports(workers)]
+    return [
+        base
+        | {
+            "TF_CONFIG": json.dumps(
+                {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": index}}
+            )
+        }
+        for index in range(workers)
+    ]
+
+
+def losses(recipe: Path, out: Path, workers: int, *overrides: str) -> list[np.ndarray]:
+    """The running mean of the loss after each step, as each worker of a training saw it."""
+    strategy = [] if workers == 1 else ["train.strategy=multi_worker"]
+    command = [sys.executable, "-c", SCRIPT, str(recipe), str(out), *strategy, *overrides]
+    processes = [
+        subprocess.Popen(
+            command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for env in environments(workers)
+    ]
+    found = []
+    for process in processes:
+        output, errors = process.communicate(timeout=400)
+        assert process.returncode == 0, errors[-3000:]
+        lines = [line.split() for line in output.splitlines() if line.startswith("LOSS")]
+        assert [int(step) for _, step, _ in lines] == list(range(1, STEPS * EPOCHS + 1))
+        found.append(np.array([float(loss) for *_, loss in lines]))
+    return found
+
+
+@pytest.fixture(scope="module")
+def single(recipe, tmp_path_factory) -> tuple[RunFolder, np.ndarray]:
+    folder = RunFolder(tmp_path_factory.mktemp("runs") / "single")
+    (found,) = losses(recipe, folder.path, 1)
+    return folder, found
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_workers_do_what_one_process_does(recipe, single, tmp_path, workers):
+    folder = RunFolder(tmp_path / "run")
+    for found in losses(recipe, folder.path, workers):
+        np.testing.assert_allclose(found, single[1], atol=1e-4)
+    ours, theirs = (f.load()[1].get_weights() for f in (folder, single[0]))
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-3 * max(1e-2, np.abs(b).max()))
+    assert folder.checkpoints.steps() == [STEPS, 2 * STEPS]
+    history = [json.loads(line) for line in folder.history.read_text().splitlines()]
+    wanted = [json.loads(line) for line in single[0].history.read_text().splitlines()]
+    for line, other in zip(history, wanted, strict=True):
+        assert line["loss"] == pytest.approx(other["loss"], abs=1e-4)
+    scores = json.loads(folder.metrics.read_text())
+    assert scores["PCK@0.1"] == pytest.approx(
+        json.loads(single[0].metrics.read_text())["PCK@0.1"], abs=0.01
+    )
+
+
+def test_a_cluster_survives_kills(recipe, single, tmp_path):
+    """Five kills at random moments: nothing is trained twice, and the end is the same."""
+    folder = RunFolder(tmp_path / "run")
+    rng = random.Random(0)
+    command = [sys.executable, "-m", "rle_tf", "train", str(recipe), "--out", str(folder.path)]
+    command += ["--restarts", "50", "--set", "train.strategy=multi_worker"]
+    command += ["--set", "train.checkpoint_steps=2"]
+    supervisors = [
+        subprocess.Popen(
+            command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        for env in environments(2)
+    ]
+    kills, deadline = 0, time.monotonic() + 900
+    while kills < 5 and time.monotonic() < deadline:
+        time.sleep(rng.uniform(10, 40))
+        children = _children(rng.choice(supervisors).pid)
+        if any(process.poll() is not None for process in supervisors):
+            break
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+            kills += 1
+    outputs = [process.communicate(timeout=600)[0] for process in supervisors]
+    assert [process.returncode for process in supervisors] == [0, 0], outputs[0][-3000:]
+    assert kills >= 1
+    assert folder.checkpoints.steps()[-1] == STEPS * EPOCHS
+    lines = [json.loads(line) for line in folder.history.read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2]
+    ours, theirs = (f.load()[1].get_weights() for f in (folder, single[0]))
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-3 * max(1e-2, np.abs(b).max()))
+
+
+def _children(pid: int) -> list[int]:
+    found = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in found.read_text().split()] if found.exists() else []
+
+
+def test_a_killed_run_ends_with_the_same_bits(recipe, tmp_path):
+    """kill -9 in the middle of an epoch, with operations that give the same bits."""
+    env = environments(1)[0]
+    command = [sys.executable, "-m", "rle_tf", "train", str(recipe), "--set",
+               "train.deterministic=true", "--set", "train.checkpoint_steps=3", "--set",
+               "train.ema=0.9"]  # fmt: skip
+    whole, broken = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "broken")
+    subprocess.run([*command, "--out", str(whole.path)], env=env, check=True, capture_output=True)
+    process = subprocess.Popen(
+        [*command, "--out", str(broken.path)], env=env, stdout=subprocess.DEVNULL
+    )
+    while not (broken.checkpoints.steps() and broken.checkpoints.steps()[-1] % STEPS):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert broken.checkpoints.steps()[-1] < STEPS * EPOCHS
+    subprocess.run(
+        [*command, "--out", str(broken.path), "--resume"], env=env, check=True, capture_output=True
+    )
+    ours, theirs = (folder.load()[1].get_weights() for folder in (broken, whole))
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(a, b)
+    with np.load(broken.flow) as ours, np.load(whole.flow) as theirs:
+        for name in theirs:
+            np.testing.assert_array_equal(ours[name], theirs[name])
+    assert broken.metrics.read_text() == whole.metrics.read_text()
+
+
+def test_several_workers_need_a_cluster(recipe, tmp_path):
+    env = environments(1)[0]
+    env.pop("TF_CONFIG", None)
+    command = [sys.executable, "-m", "rle_tf", "train", str(recipe), "--out", str(tmp_path / "run")]
+    result = subprocess.run(
+        [*command, "--set", "train.strategy=multi_worker"], env=env, capture_output=True, text=True
+    )
+    assert result.returncode == 1
+    assert "no cluster: neither TF_CONFIG nor SLURM's variables are set" in result.stderr
+    assert not (tmp_path / "run").exists()
