@@ -19,7 +19,7 @@ from rle_tf.data.crops import read_crop
 from rle_tf.data.source import Poses, Records, Source
 from rle_tf.drawing import contact_sheet, draw_poses, draw_views
 from rle_tf.evaluation import evaluate, predict_poses
-from rle_tf.run_folder import Checkpoints, RunFolder, without_nan
+from rle_tf.run_folder import Checkpoints, RunFolder, without_nan, write_whole
 from rle_tf.skeletons import Skeleton
 
 # Of a batch, in a message.
@@ -76,17 +76,9 @@ class Save(keras.callbacks.Callback):
             self.folder.save_regressor(self.model)
 
 
-class Averages(keras.callbacks.Callback):
-    """Validation sees the moving averages of the weights, where the optimizer keeps some; training
-    goes on from the weights themselves, which Keras's `fit` gives up for the averages at its end.
-    """
-
-    def on_test_begin(self, logs=None):
-        self.averaged = self.model.averaged()
-        self.averaged.__enter__()
-
-    def on_test_end(self, logs=None):
-        self.averaged.__exit__(None, None, None)
+class KeepWeights(keras.callbacks.Callback):
+    """Where the optimizer keeps moving averages, Keras's `fit` puts them in the place of the
+    weights at its end; training goes on from the weights themselves."""
 
     def on_train_begin(self, logs=None):
         self._keep()
@@ -160,7 +152,7 @@ class History(keras.callbacks.Callback):
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if _epoch(line) <= epochs]
         if kept != lines:
-            path.write_text("".join(f"{line}\n" for line in kept))
+            write_whole(path, "".join(f"{line}\n" for line in kept))
 
     def on_epoch_end(self, epoch, logs=None):
         line = {"epoch": epoch + 1} | without_nan(logs)

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -402,6 +403,46 @@ def export(
     )
 
 
+data_service = typer.Typer(
+    help="Makes training batches for other machines (tf.data service).", no_args_is_help=True
+)
+app.add_typer(data_service, name="data-service")
+
+
+@data_service.command(epilog=_example("data-service dispatcher --port 5050"))
+def dispatcher(
+    port: Annotated[int, typer.Option(help="To listen on; 0: any.")] = 5050,
+    work_dir: Annotated[
+        str | None,
+        typer.Option(help="Where it keeps its books: one that is started again there goes on."),
+    ] = None,
+) -> None:
+    """Hands out sample numbers. One for a training; recipes name it as data.service."""
+    start_tensorflow()
+    from rle_tf.data.service import start_dispatcher
+
+    server = start_dispatcher(port, work_dir)
+    CONSOLE.print(f"dispatcher: --set data.service={server.target}", soft_wrap=True)
+    signal.pause()  # the servers' own waiting is deaf to Ctrl-C
+
+
+@data_service.command(epilog=_example("data-service worker --dispatcher 10.0.0.7:5050"))
+def worker(
+    dispatcher: Annotated[str, typer.Option(help="HOST:PORT of the dispatcher.")],
+    host: Annotated[
+        str, typer.Option(help="Name or address of this machine, as trainers reach it.")
+    ] = "localhost",
+    port: Annotated[int, typer.Option(help="To listen on; 0: any.")] = 0,
+) -> None:
+    """Makes samples. As many as the training can use; each reads the photographs, or records."""
+    start_tensorflow()
+    from rle_tf.data.service import start_worker
+
+    server = start_worker(dispatcher, host, port)
+    CONSOLE.print(f"worker of {dispatcher}: {server._server.bound_port()}")
+    signal.pause()
+
+
 @app.command(epilog=_example("serve saved_models/demo"))
 def serve(
     model: Annotated[
@@ -513,12 +554,23 @@ def _supervise(
     command += [part for override in overrides or [] for part in ("--set", override)]
     for left in range(restarts, -1, -1):
         resume = ["--resume"] if (out / "config.yaml").exists() else []
+        process = subprocess.Popen([*command, *resume])
+        stopped = False
+
+        def stop(number, frame, process=process):
+            nonlocal stopped
+            stopped = True
+            if number == signal.SIGTERM:  # Ctrl-C reaches both
+                process.terminate()
+
+        handlers = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
         try:
-            status = subprocess.run([*command, *resume]).returncode
-        except KeyboardInterrupt:  # the training got it, too, and said how to go on
-            raise typer.Exit(130) from None
+            status = process.wait()
+        finally:
+            for each, handler in handlers.items():
+                signal.signal(each, handler)
         # Killed, or crashed, or a worker lost: all else would happen again.
-        if not (status < 0 or status == os.EX_TEMPFAIL) or not left:
+        if stopped or not (status < 0 or status == os.EX_TEMPFAIL) or not left:
             raise typer.Exit(status if status >= 0 else 128 - status)
         CONSOLE.print(f"the training ended with status {status}; {left} restarts are left")
 

@@ -183,7 +183,7 @@ class TrainConfig(Section):
         map_weight: Of what the maps of head `soft_argmax` learn directly, `losses.MapLoss`.
         strategy: `none` (one device), `mirrored` (all devices of this machine), `multi_worker`
             (those of several) or `tpu`; see `rle_tf.distribution`. Whichever it is, a batch is the
-            same people.
+            same people, unless they are of `data.records` or made by a `data.service`.
         sync_batch_norm: Whether batch statistics are of the whole batch, or of each replica's part.
         evaluate_every: Epochs between evaluations of AP while training; 0: at the end alone.
         drawn_people: How many validation people are drawn for TensorBoard after each epoch.
@@ -242,6 +242,11 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _batches_split(self):
+        if self.accumulate > 1 and self.sync_batch_norm and self.strategy != "none":
+            raise ValueError(
+                "sync_batch_norm: replicas cannot share the statistics of micro-batches; expected "
+                "false, or accumulate: 1"
+            )
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"batch_size: {self.batch_size} is no multiple of accumulate, {self.accumulate}"
@@ -298,6 +303,20 @@ class RunConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _service_hands_out_numbers(self):
+        if self.data.service and self.data.records:
+            raise ValueError(
+                "data.service: makes samples of photographs; records are read in order, expected "
+                "one of data.service and data.records"
+            )
+        if self.data.service and self.train.deterministic:
+            raise ValueError(
+                "data.service: gives batches as they come, which train.deterministic: true rules "
+                "out; expected one of the two"
+            )
+        return self
+
     @property
     def input_format(self) -> InputFormat:
         """What the model sees of a person."""
@@ -349,7 +368,9 @@ class RunConfig(Section):
         """Writes it with every default filled in."""
         text = StringIO()
         YAML(typ="safe", pure=True).dump(self.model_dump(mode="json"), text)
-        path.write_text(text.getvalue(), encoding="utf-8")
+        unfinished = path.with_name(f"{path.name}.unfinished")
+        unfinished.write_text(text.getvalue(), encoding="utf-8")
+        unfinished.replace(path)
 
 
 def load_config(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:

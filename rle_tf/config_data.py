@@ -378,6 +378,8 @@ class DataConfig(Section):
         source: Where people come from.
         records: A folder that `rle-tf records` has written, on any file system of `tf.io.gfile`:
             training people are read from it in place of the source's photographs.
+        service: `grpc://HOST:PORT` of a `rle-tf data-service dispatcher`, whose workers make the
+            training batches then.
         image_size: (height, width) of the regressor's input; multiples of 32.
         mean, std: RGB; the input is (RGB / 255 - mean) / std.
         box_margin: Between a person's box and the crop.
@@ -392,6 +394,7 @@ class DataConfig(Section):
         Field(discriminator="kind"),
     ]
     records: str | None = None
+    service: str | None = None
     image_size: tuple[Side, Side] = (256, 192)
     mean: tuple[float, float, float] = (0.406, 0.457, 0.480)
     std: tuple[Positive, Positive, Positive] = (1.0, 1.0, 1.0)

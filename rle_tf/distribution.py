@@ -14,7 +14,7 @@ from rle_tf.errors import ConfigError, WorkerLost
 Strategy = Literal["none", "mirrored", "multi_worker", "tpu"]
 
 
-def make_strategy(name: Strategy, batch_size: int) -> tf.distribute.Strategy:
+def make_strategy(name: Strategy, batch_size: int, accumulate: int = 1) -> tf.distribute.Strategy:
     """The strategy that a config names.
 
     Args:
@@ -23,10 +23,12 @@ def make_strategy(name: Strategy, batch_size: int) -> tf.distribute.Strategy:
             machines, which TF_CONFIG or SLURM's variables name; before anything else that
             TensorFlow computes. `tpu`: the TPU of this machine or of TPU_NAME.
         batch_size: The global batch size, which the replicas share evenly.
+        accumulate: Micro-batches of a replica's share.
 
     Raises:
         ConfigError: if the batch does not split evenly (a first batch of uneven shares crashes
             Keras's `fit`), or no cluster or no TPU is there.
+        WorkerLost: if another worker went while the cluster met.
     """
     match name:
         case "none":
@@ -43,10 +45,11 @@ def make_strategy(name: Strategy, batch_size: int) -> tf.distribute.Strategy:
                 f"train.strategy: found {name!r}; expected one of {', '.join(get_args(Strategy))}"
             )
     replicas = strategy.num_replicas_in_sync
-    if batch_size % replicas:
+    if batch_size % (replicas * accumulate):
+        micro = f" times train.accumulate, {accumulate}" if accumulate > 1 else ""
         raise ConfigError(
             f"train.batch_size: found {batch_size}; expected a multiple of the {replicas} "
-            f"replicas of train.strategy {name!r}"
+            f"replicas of train.strategy {name!r}{micro}"
         )
     return strategy
 
@@ -80,6 +83,39 @@ def distribute(
         return make(Shard(context.input_pipeline_id, workers, replicas))
 
     return strategy.distribute_datasets_from_function(of_worker)
+
+
+def agree(strategy: tf.distribute.Strategy, values: dict[str, int]) -> None:
+    """Makes sure that all workers of a cluster hold the same.
+
+    Args:
+        strategy: Of this process.
+        values: Numbers by what they are, for the message.
+
+    Raises:
+        ConfigError: if another worker holds another one.
+    """
+    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        for name, value in values.items():
+            total = _total(strategy, value)
+            if total != value * strategy.num_replicas_in_sync:
+                raise ConfigError(
+                    f"{name}: this worker has {value}, and not all workers have; expected one "
+                    "recipe, and a run folder that all of them see"
+                )
+
+
+def from_chief(strategy: tf.distribute.Strategy, value: int) -> int:
+    """The chief's value, below 2**31, on all workers."""
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return value
+    replicas = strategy.num_replicas_in_sync // strategy.extended._num_workers
+    return _total(strategy, value if is_chief(strategy) else 0) // replicas
+
+
+def _total(strategy: tf.distribute.Strategy, value: int) -> int:
+    each = strategy.run(lambda: tf.constant(value, tf.int64))
+    return int(strategy.reduce("SUM", each, axis=None))
 
 
 # What collective operations raise when another process is gone.
@@ -122,18 +158,29 @@ def _mirrored(devices: tuple[str, ...]) -> tf.distribute.MirroredStrategy:
 @cache
 def _multi_worker() -> tf.distribute.MultiWorkerMirroredStrategy:
     resolvers = tf.distribute.cluster_resolver
-    if "TF_CONFIG" in os.environ:
-        resolver = resolvers.TFConfigClusterResolver()
-    elif "SLURM_STEP_ID" in os.environ:
-        resolver = resolvers.SlurmClusterResolver()
-    else:
-        raise ConfigError(
-            "train.strategy: found 'multi_worker', but no cluster: neither TF_CONFIG nor SLURM's "
-            "variables are set; see docs/scaling.md"
-        )
     try:
+        if "TF_CONFIG" in os.environ:
+            resolver = resolvers.TFConfigClusterResolver()
+        elif "SLURM_STEP_ID" in os.environ:
+            gpus = len(tf.config.list_physical_devices("GPU"))
+            resolver = resolvers.SlurmClusterResolver(
+                gpus_per_node=max(1, gpus), auto_set_gpu=bool(gpus)
+            )
+        else:
+            raise ConfigError(
+                "train.strategy: found 'multi_worker', but no cluster: neither TF_CONFIG nor "
+                "SLURM's variables are set; see docs/scaling.md"
+            )
+        if resolver.task_type not in ("chief", "worker") or not resolver.cluster_spec().as_dict():
+            raise ConfigError(
+                f"TF_CONFIG: found a task of type {resolver.task_type!r} in a cluster of "
+                f"{resolver.cluster_spec().as_dict()}; expected a chief or worker of some"
+            )
         return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
-    except (ValueError, KeyError, RuntimeError) as error:
+    except _LOST as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise WorkerLost(f"the cluster did not meet: {reason:.200}") from error
+    except (ValueError, KeyError, RuntimeError, OSError) as error:
         raise ConfigError(
             f"train.strategy: found 'multi_worker', and no cluster came of it: {error}; TF_CONFIG "
             f"is {os.environ.get('TF_CONFIG')!r:.200}"

@@ -123,6 +123,30 @@ class PoseEstimator(keras.Model):
         )
         self.loss = loss
 
+    def evaluate(self, *args, **keys):
+        """As `keras.Model.evaluate`, which `fit` calls, too; of `averaged` weights."""
+        with self.averaged():
+            return super().evaluate(*args, **keys)
+
+    # Dropout's random numbers go on where they were. Keras does not save their state.
+    def save_own_variables(self, store) -> None:
+        super().save_own_variables(store)
+        for index, state in enumerate(self._random_states()):
+            store[f"random_{index}"] = state.numpy()
+
+    def load_own_variables(self, store) -> None:
+        states = self._random_states()
+        for index, state in enumerate(states):
+            state.assign(store[f"random_{index}"])
+        super().load_own_variables(
+            {key: store[key] for key in store.keys() if not key.startswith("random_")}
+        )
+
+    def _random_states(self) -> list[keras.Variable]:
+        layers = self._flatten_layers(include_self=False)
+        generators = [getattr(layer, "seed_generator", None) for layer in layers]
+        return [generator.state for generator in generators if generator is not None]
+
     # Keras would learn shapes from a batch that it reduces over the replicas, which fails with
     # several workers. The estimator knows its shapes.
     def _maybe_symbolic_build(self, iterator=None, data_batch=None) -> None:

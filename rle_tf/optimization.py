@@ -38,16 +38,41 @@ class WarmUp(Schedule):
         return cls(rate, config["steps"])
 
 
+@keras.saving.register_keras_serializable("rle_tf")
+class Adam(keras.optimizers.Adam):
+    """Keras's, which with several replicas clips the gradient of the whole batch, not of each
+    replica's part."""
+
+    def _clip_gradients(self, grads):
+        return grads
+
+    def _all_reduce_sum_gradients(self, grads_and_vars):
+        reduced = super()._all_reduce_sum_gradients(grads_and_vars)
+        gradients, variables = zip(*reduced, strict=True)
+        return list(zip(super()._clip_gradients(list(gradients)), variables, strict=True))
+
+
+@keras.saving.register_keras_serializable("rle_tf")
+class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
+    """Keras's, which with several replicas asks all of them, not one, whether gradients are
+    finite."""
+
+    def check_finite(self, grads):
+        finite = tf.cast(super().check_finite(grads), tf.float32)
+        context = tf.distribute.get_replica_context()
+        return context.all_reduce("SUM", finite) >= context.num_replicas_in_sync
+
+
 def build_optimizer(train: TrainConfig, steps_per_epoch: int) -> keras.optimizers.Optimizer:
     """Adam as a config describes it; for float16 inside a `LossScaleOptimizer`."""
-    adam = keras.optimizers.Adam(
+    adam = Adam(
         _learning_rate(train, steps_per_epoch),
         global_clipnorm=train.clip_norm,
         use_ema=train.ema is not None,
         ema_momentum=train.ema or 0.0,
     )
     # Gradients below float16's smallest number would be 0.
-    return keras.optimizers.LossScaleOptimizer(adam) if train.precision == "float16" else adam
+    return LossScaleOptimizer(adam) if train.precision == "float16" else adam
 
 
 def _learning_rate(train: TrainConfig, steps_per_epoch: int) -> float | Schedule:

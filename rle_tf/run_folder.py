@@ -164,20 +164,27 @@ class RunFolder:
         in float32 whatever it was trained in. An older regressor stays until the new one is whole.
         """
         with estimator.averaged():
-            unfinished = self.path / f"unfinished_{os.getpid()}.keras"
+            unfinished = self.path / "unfinished.keras"
             in_float32(estimator.regressor).save(unfinished)
             os.replace(unfinished, self.regressor)
-            unfinished = self.path / f"unfinished_{os.getpid()}.npz"
+            unfinished = self.path / "unfinished.npz"
             flows = (value for flow in estimator.flows for value in flow.get_weights())
             np.savez(unfinished, *flows)
             os.replace(unfinished, self.flow)
             spread = [None if np.isnan(value) else float(value) for value in estimator.spread()]
-            self.density.write_text(json.dumps({"spread": spread}) + "\n")
+            write_whole(self.density, json.dumps({"spread": spread}) + "\n")
 
     def write_scores(self, scores: dict[str, float], results: list[dict]) -> None:
         """Writes `metrics.json` and `results.json`."""
-        self.metrics.write_text(json.dumps(without_nan(scores), indent=2) + "\n")
-        self.results.write_text(json.dumps(results))
+        write_whole(self.metrics, json.dumps(without_nan(scores), indent=2) + "\n")
+        write_whole(self.results, json.dumps(results))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that is there as a whole or as it was before."""
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
 
 
 def without_nan(scores: dict[str, float]) -> dict[str, float | None]:
@@ -220,6 +227,8 @@ class Checkpoints:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        # The newest that was written or read, and so is known to be whole.
+        self.good: int | None = None
 
     def steps(self) -> list[int]:
         """The steps that there are files of, in order."""
@@ -230,25 +239,32 @@ class Checkpoints:
         """Writes a checkpoint of the estimator's step and removes all but the `keep` newest.
 
         Raises:
-            ModelError: if a weight is no finite number; the older checkpoints stay.
+            ModelError: if a weight is no finite number, or the disk is full; the older checkpoints
+                stay.
         """
         step = int(estimator.steps.numpy())
         for variable in estimator.trainable_variables:
             if not np.isfinite(variable.numpy()).all():
                 self.refuse(f"a value of {variable.path} is no finite number", step)
         self.folder.mkdir(parents=True, exist_ok=True)
-        unfinished = self.folder / f"unfinished_{os.getpid()}.weights.h5"
-        estimator.save_weights(unfinished)
-        os.replace(unfinished, self._file(step))
-        for old in self.steps()[:-keep]:
+        unfinished = self.folder / "unfinished.weights.h5"
+        try:
+            estimator.save_weights(unfinished)
+            os.replace(unfinished, self._file(step))
+        except OSError as error:
+            unfinished.unlink(missing_ok=True)
+            raise ModelError(f"{unfinished}: cannot be written: {error}; {self._left()}") from None
+        self.good = step
+        # Later ones could not be read, or the run would not be here.
+        steps = self.steps()
+        kept = [each for each in steps if each <= step][-keep:]
+        for old in set(steps) - set(kept):
             self._file(old).unlink()
 
     def refuse(self, found: str, step: int, where: str = "") -> NoReturn:
         """Stops a run that has come to no numbers, and says what is left of it."""
-        steps = self.steps()
-        saved = f"the checkpoint of step {steps[-1]} is good" if steps else "nothing was saved"
         raise ModelError(
-            f"{found} at step {step}{where}; expected a number; {saved}; try a lower "
+            f"{found} at step {step}{where}; expected a number; {self._left()}; try a lower "
             "train.learning_rate or a train.clip_norm"
         )
 
@@ -271,10 +287,15 @@ class Checkpoints:
                 problems.append(f"{file}: {reason}")
                 LOG.warning("%s cannot be read, trying the one before: %s", file, reason)
             else:
+                self.good = step
                 return step
         if problems:
             raise ModelError("; ".join(problems) + "; expected a checkpoint of this config's model")
         return 0
+
+    def _left(self) -> str:
+        good = self.good
+        return "nothing was saved" if good is None else f"the checkpoint of step {good} is good"
 
     def _file(self, step: int) -> Path:
         return self.folder / f"step_{step:08d}.weights.h5"

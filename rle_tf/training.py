@@ -1,6 +1,8 @@
 """From a config to a trained and scored regressor; resuming a run that was interrupted."""
 
 import logging
+import secrets
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -9,17 +11,26 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from rle_tf.callbacks import Averages, Drawings, Evaluate, History, Save, StopAtNaN
+from rle_tf.callbacks import Drawings, Evaluate, History, KeepWeights, Save, StopAtNaN
 from rle_tf.config import RunConfig, load_config
 from rle_tf.data.pipeline import (
     PhotographedPeople,
+    Shard,
     epoch_size,
     evaluation_batches,
     named_image_errors,
 )
 from rle_tf.data.records import PackedPeople
+from rle_tf.data.service import check_service, served, watch_service
 from rle_tf.data.source import Source
-from rle_tf.distribution import distribute, is_chief, make_strategy, named_losses
+from rle_tf.distribution import (
+    agree,
+    distribute,
+    from_chief,
+    is_chief,
+    make_strategy,
+    named_losses,
+)
 from rle_tf.errors import ConfigError, DataError
 from rle_tf.estimator import PoseEstimator
 from rle_tf.evaluation import evaluate
@@ -87,9 +98,21 @@ def train(
         ModelError: if the loss or a weight is no longer a number, or no checkpoint can be read.
         WorkerLost: if another worker of the cluster is gone.
     """
-    folder = RunFolder(Path(out))
     # First: workers of a cluster meet before TensorFlow computes anything.
-    strategy = make_strategy(config.train.strategy, config.train.batch_size)
+    strategy = make_strategy(
+        config.train.strategy, config.train.batch_size, config.train.accumulate
+    )
+    with named_losses(strategy, f"checkpoints are in {out}"):
+        return _train(config, RunFolder(Path(out)), strategy, resume, callbacks or [])
+
+
+def _train(
+    config: RunConfig,
+    folder: RunFolder,
+    strategy: tf.distribute.Strategy,
+    resume: bool,
+    callbacks: list[keras.callbacks.Callback],
+) -> dict[str, float]:
     chief = is_chief(strategy)
     if chief:
         _claim(folder, config, resume)
@@ -104,6 +127,9 @@ def train(
     people, scored = config.open_training(), config.open_source("val")
     annotated = config.evaluate.boxes == "ground_truth"
     validation = scored if annotated else config.open_source("val", boxes="ground_truth")
+    service = config.data.service
+    if service:
+        check_service(service)
     steps_per_epoch = _steps_per_epoch(config, people.parts)
 
     keras.utils.set_random_seed(config.seed)
@@ -118,10 +144,18 @@ def train(
     with strategy.scope():
         estimator = build_estimator(built, people, steps_per_epoch)
     start = folder.checkpoints.restore(estimator) if resume else 0
+    digest = zlib.crc32(config.model_dump_json().encode())
+    agree(
+        strategy, {"the recipe's checksum": digest, f"{folder.path}: the step to go on at": start}
+    )
     if config.train.start and not start:
         RunFolder(Path(config.train.start).expanduser()).copy_weights(estimator)
     if start:
         LOG.info("going on after step %d of %d", start, steps_per_epoch * config.train.epochs)
+    if service:
+        # Of this attempt: an older one of the same name would go on where that had come to.
+        job = f"{config.name}-{from_chief(strategy, secrets.randbits(31))}"
+        watch_service(service, f"checkpoints are in {folder.path}")
     # Values that replicas share are read by all workers at once or by none, so that all of them
     # do what the chief does, and theirs goes nowhere.
     unwanted = None if chief else TemporaryDirectory(prefix="rle_tf_worker_")
@@ -131,10 +165,14 @@ def train(
     config.save(folder.config)
 
     def images(step: int) -> list[str]:
-        return people.images(step, config.input_format, batch_size, config.seed)
+        if service:  # whose batches come in any order
+            return []
+        spec = strategy.cluster_resolver and strategy.cluster_resolver.cluster_spec().as_dict()
+        workers = sum(map(len, (spec or {}).values())) or 1
+        return people.images(step, config.input_format, batch_size, config.seed, workers)
 
     callbacks = [
-        Averages(),
+        KeepWeights(),
         StopAtNaN(folder.checkpoints, images),
         Evaluate(config, validation),
         History(folder.history, start // steps_per_epoch),
@@ -142,34 +180,36 @@ def train(
         Save(folder, config.train, steps_per_epoch),
         keras.callbacks.TensorBoard(folder.path / "tensorboard", write_graph=False),
         Drawings(folder.path / "tensorboard", config, validation),
-        *(callbacks or []),
+        *callbacks,
     ]
 
     def fit(start: int, epochs: int, steps: int) -> None:
-        estimator.fit(
-            distribute(
-                strategy,
-                lambda shard: people.batches(
-                    config.input_format,
-                    config.data.augmentation,
-                    batch_size=batch_size,
-                    seed=config.seed,
-                    start=start * batch_size,
-                    shard=shard,
-                ),
-            ),
-            validation_data=distribute(
-                strategy,
-                lambda shard: evaluation_batches(
-                    validation.records,
-                    people.skeleton,
-                    config.input_format,
-                    batch_size=batch_size,
-                    shard=shard,
-                ),
+        def training(shard: Shard) -> tf.data.Dataset:
+            # Of a service all take whole batches of a replica, whichever comes.
+            replicas = Shard(replicas=shard.workers * shard.replicas)
+            batches = people.batches(
+                config.input_format,
+                config.data.augmentation,
+                batch_size=batch_size,
+                seed=config.seed,
+                start=start * batch_size,
+                shard=replicas if service else shard,
             )
-            if len(validation.records) >= strategy.num_replicas_in_sync
-            else None,
+            return served(batches, service, f"{job}-{start}") if service else batches
+
+        def held_out(shard: Shard) -> tf.data.Dataset:
+            return evaluation_batches(
+                validation.records,
+                people.skeleton,
+                config.input_format,
+                batch_size=batch_size,
+                shard=shard,
+            )
+
+        enough = len(validation.records) >= strategy.num_replicas_in_sync
+        estimator.fit(
+            distribute(strategy, training),
+            validation_data=distribute(strategy, held_out) if enough else None,
             initial_epoch=start // steps_per_epoch,
             epochs=epochs,
             steps_per_epoch=steps,
@@ -182,7 +222,8 @@ def train(
         with (
             people.named_errors(config.input_format),
             named_image_errors(validation.records, config.input_format),
-            named_losses(strategy, f"checkpoints are in {out}"),
+            # Before images are suspected.
+            named_losses(strategy, f"checkpoints are in {folder.path}"),
         ):
             epoch, done = divmod(start, steps_per_epoch)
             if done:  # the rest of the epoch that was interrupted
@@ -191,8 +232,10 @@ def train(
             if start < config.train.epochs * steps_per_epoch:
                 fit(start, config.train.epochs, steps_per_epoch)
     except (KeyboardInterrupt, DataError):
-        folder.checkpoints.save(estimator, config.train.keep_checkpoints)
-        folder.save_regressor(estimator)
+        # In a cluster the others do not know, and would not join in reading what is shared.
+        if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            folder.checkpoints.save(estimator, config.train.keep_checkpoints)
+            folder.save_regressor(estimator)
         raise
     folder.save_regressor(estimator)
     with estimator.averaged():
@@ -245,8 +288,8 @@ def evaluate_run(
 
 # What may change between the parts of a run that is resumed, and all of `evaluate`.
 _RESUMABLE = {"train.epochs", "train.evaluate_every", "train.drawn_people", "train.strategy",
-              "train.keep_checkpoints", "train.start", "train.checkpoint_steps",
-              "train.jit_compile", "train.steps_per_execution", "train.deterministic",
+              "train.keep_checkpoints", "train.start", "data.service", "train.checkpoint_steps",
+              "train.jit_compile", "train.deterministic",
               "model.weights", "data.source.root",
               "data.source.first.root", "data.source.second.root"}  # fmt: skip
 

@@ -136,7 +136,7 @@ def test_bad_forms_of_overrides(recipe, override, message):
     [
         ("sede=3", "sede: unknown key; did you mean 'seed'? valid keys: name, seed, data, model,"),
         ("train.batchsize=3", "train.batchsize: unknown key; did you mean 'batch_size'? valid "
-         "keys: batch_size, epochs, steps_per_epoch, learning_rate, schedule, "),
+         "keys: batch_size, epochs, steps_per_epoch, learning_rate, "),
         ("data.source.rot=3", "data.source.rot: unknown key; did you mean 'root'? valid keys: "
          "kind, root, train, val"),
         ("data.source.train.anotations=a", "data.source.train.anotations: unknown key; did you "

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from rle_tf.config import TrainConfig
 from rle_tf.distribution import make_strategy
 from rle_tf.errors import ConfigError, ModelError
 from rle_tf.estimator import PoseEstimator
 from rle_tf.flow import RealNVP
 from rle_tf.losses import L1Loss, MapLoss, RLELoss
 from rle_tf.models.regressor import build_regressor
+from rle_tf.optimization import build_optimizer
 from rle_tf.skeletons import H36M18, LSP14
 
 JOINTS = len(LSP14.joints)
@@ -385,7 +387,34 @@ def test_one_strategy_serves_models_of_different_shapes():
 def test_a_batch_that_replicas_cannot_share():
     with pytest.raises(ConfigError, match=r"batch_size: found 9; expected a multiple of the 2"):
         make_strategy("mirrored", 9)
+    with pytest.raises(
+        ConfigError, match=r"found 8; .* the 2 replicas .* times train.accumulate, 8"
+    ):
+        make_strategy("mirrored", 8, 8)
     assert make_strategy("none", 9).num_replicas_in_sync == 1
+
+
+@pytest.mark.parametrize(
+    ("cluster", "message"),
+    [
+        (None, "found 'multi_worker', but no cluster: neither TF_CONFIG nor SLURM's variables"),
+        ("{", "and no cluster came of it: .*; TF_CONFIG is '{'"),
+        (
+            '{"task": {"type": "worker", "index": 0}}',
+            "in a cluster of {}; expected a chief or work",
+        ),
+        (
+            '{"cluster": {"worker": ["a:1"]}, "task": {"type": "evaluator", "index": 0}}',
+            "a task of type 'evaluator' in a cluster of .*; expected a chief or worker",
+        ),
+    ],
+)
+def test_a_cluster_that_is_none(monkeypatch, cluster, message):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    if cluster:
+        monkeypatch.setenv("TF_CONFIG", cluster)
+    with pytest.raises(ConfigError, match=message):
+        make_strategy("multi_worker", 8)
 
 
 @pytest.mark.parametrize(
@@ -462,6 +491,68 @@ def test_averages_of_weights(scaled):
         expected = [(a + w) / 2 for a, w in zip(expected, weights, strict=True)]
         for average, value in zip(found, expected, strict=True):
             np.testing.assert_allclose(average, value, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_the_gradient_of_the_whole_batch_is_clipped(precision):
+    """Not that of each replica's part, whose norms are others."""
+    trained = []
+    for strategy in ("none", "mirrored"):
+        with make_strategy(strategy, 8).scope():
+            estimator = tiny_estimator(regularizer=keras.regularizers.L2(1e-3))
+            config = TrainConfig(
+                batch_size=8, epochs=1, learning_rate=1e-2, clip_norm=0.5, precision=precision
+            )
+            estimator.compile(build_optimizer(config, 5))
+        estimator.fit(batches(40, 8), shuffle=False, verbose=0)
+        trained.append([v.numpy() for v in estimator.optimizer.variables if "momentum" in v.path])
+    assert trained[0]
+    for single, mirrored in zip(*trained, strict=True):
+        np.testing.assert_allclose(mirrored, single, atol=1e-5 * max(np.abs(single).max(), 1e-3))
+
+
+@pytest.mark.parametrize("bad", [0, 7])
+def test_a_replica_whose_gradients_are_no_numbers_stops_all(bad):
+    """A loss scale may be too large for one replica's part of the batch alone."""
+    with make_strategy("mirrored", 8).scope():
+        estimator = tiny_estimator()
+        config = TrainConfig(batch_size=8, epochs=1, precision="float16")
+        estimator.compile(build_optimizer(config, 1))
+    image, target = samples(8)
+    image[bad] = np.inf
+    before = [variable.numpy() for variable in estimator.trainable_variables]
+    dataset = tf.data.Dataset.from_tensor_slices((image, target)).batch(8)
+    estimator.fit(dataset, shuffle=False, verbose=0)
+    for variable, value in zip(estimator.trainable_variables, before, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), value)
+    assert int(estimator.optimizer.iterations.numpy()) == 0
+    assert int(estimator.steps.numpy()) == 1
+
+
+def test_dropout_goes_on_where_it_was(tmp_path):
+    """Random states are in the file of the weights."""
+
+    def dropping() -> PoseEstimator:
+        keras.utils.set_random_seed(1)
+        image = keras.Input((32, 32, 3))
+        x = keras.layers.Conv2D(8, 3, 4, "same", activation="relu")(image)
+        backbone = keras.Model(image, keras.layers.Dropout(0.5)(x), name="backbone")
+        regressor = build_regressor(backbone, LSP14, 2, (32, 32))
+        estimator = PoseEstimator(regressor, RLELoss(RealNVP(2, layers=1, hidden=4)))
+        estimator.compile(keras.optimizers.Adam(1e-2))
+        estimator.optimizer.build(estimator.trainable_variables)
+        return estimator
+
+    whole, first, second = dropping(), dropping(), dropping()
+    whole.fit(batches(32).take(8), shuffle=False, verbose=0)
+    first.fit(batches(32).take(4), shuffle=False, verbose=0)
+    first.save_weights(tmp_path / "half.weights.h5")
+    second.load_weights(tmp_path / "half.weights.h5")
+    second.fit(batches(32).skip(4), shuffle=False, verbose=0)
+    for a, b in zip(second.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    first.save(tmp_path / "whole.keras")
+    assert keras.saving.load_model(tmp_path / "whole.keras").steps.numpy() == 4
 
 
 def test_executions_of_several_steps_do_what_steps_do():

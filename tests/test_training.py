@@ -18,7 +18,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rle_tf.callbacks import History, Save, draw_people
 from rle_tf.config import RunConfig, TrainConfig, load_config
+from rle_tf.data.augment import Augmentation
 from rle_tf.data.coco import CocoSource
+from rle_tf.data.mpii import MpiiSource
+from rle_tf.data.records import write_records
 from rle_tf.errors import ConfigError, DataError, ModelError
 from rle_tf.run_folder import Checkpoints, RunFolder, load_regressor
 from rle_tf.skeletons import COCO17
@@ -464,6 +467,60 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(run, estimator, tmp_pa
         checkpoints.restore(estimator)
     assert str(newest) in str(error.value) and str(older) in str(error.value)
     assert "expected a checkpoint of this config's model" in str(error.value)
+
+
+def test_what_is_kept_after_a_fall_back_is_good(run, estimator, tmp_path):
+    """A newer file that could not be read is no checkpoint to keep."""
+    checkpoints = run.copy(tmp_path).checkpoints
+    _, newest = sorted(checkpoints.folder.iterdir())
+    damage(newest, "half")
+    assert checkpoints.restore(estimator) == checkpoints.good == 2 * STEPS
+    with pytest.raises(ModelError, match=f"the checkpoint of step {2 * STEPS} is good"):
+        checkpoints.refuse("the loss is nan", 2 * STEPS + 1)
+    estimator.steps.assign_add(1)
+    checkpoints.save(estimator, keep=1)
+    assert checkpoints.steps() == [2 * STEPS + 1] and not newest.exists()
+
+
+def test_a_full_disk_leaves_the_checkpoints(run, estimator, tmp_path, monkeypatch):
+    checkpoints = run.copy(tmp_path).checkpoints
+    checkpoints.restore(estimator)
+    before = checkpoints.steps()
+
+    def full(path):
+        Path(path).write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(estimator, "save_weights", full)
+    with pytest.raises(
+        ModelError, match="weights.h5: cannot be written: .*No space left.* is good"
+    ):
+        checkpoints.save(estimator, keep=1)
+    assert checkpoints.steps() == before and len(list(checkpoints.folder.iterdir())) == 2
+
+
+def test_a_run_reads_records_and_is_resumed(coco, tmp_path):
+    config = config_for(coco, "train.drawn_people=0", "seed=0")
+    records = str(tmp_path / "records")
+    write_records(config.open_source("train"), config.input_format, config.data.augmentation,
+                  records, shards=2)  # fmt: skip
+    config = config_for(coco, "train.drawn_people=0", "seed=0", f"data.records={records}")
+    whole, broken = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "broken")
+    scores = train(config, whole.path)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, broken.path, callbacks=[AtStep(STEPS + 2, interrupt)])
+    assert train(config, broken.path, resume=True) == pytest.approx(scores, nan_ok=True)
+    assert_same_state(broken, whole)
+
+
+def test_records_of_another_skeleton(coco, tmp_path, write_mpii):
+    records = str(tmp_path / "records")
+    crops = config_for(coco).input_format
+    write_records(MpiiSource(*write_mpii()), crops, Augmentation(), records, shards=1)
+    with pytest.raises(
+        ConfigError, match="holds people with the joints of 'mpii16'; expected 'coco"
+    ):
+        config_for(coco, f"data.records={records}").open_training()
 
 
 def test_a_checkpoint_of_another_model(run, coco):

@@ -193,8 +193,11 @@ class PhotographedPeople:
             shard=shard,
         )
 
-    def images(self, step: int, input_format: InputFormat, batch_size: int, seed: int) -> list[str]:
-        """Names of the photographs of a batch, counted from 0; none where no images are read."""
+    def images(
+        self, step: int, input_format: InputFormat, batch_size: int, seed: int, workers: int = 1
+    ) -> list[str]:
+        """Names of the photographs of a batch, counted from 0, which is the same however many
+        workers make it; none where no images are read."""
         if not input_format.reads_images:
             return []
         drawn = _drawing(self.parts, seed, input_format)

@@ -138,8 +138,9 @@ def write_records(
         augmentation=augmentation,
         people=_digest(records),
     )
-    _claim(out, plan)
     files, offset = [], 0
+    with _named_write_errors(out):
+        _claim(out, plan)
     for part, people in enumerate(parts):
         for shard in range(shards):
             name = f"people-{part}-{shard:05}-of-{shards:05}.tfrecord"
@@ -155,8 +156,18 @@ def write_records(
             on_shard()
         offset += people
     index = Index(plan=plan, shards=tuple(files))
-    _write_text(tf.io.gfile.join(out, INDEX), index.model_dump_json(indent=1))
+    with _named_write_errors(out):
+        _write_text(tf.io.gfile.join(out, INDEX), index.model_dump_json(indent=1))
     return index
+
+
+@contextmanager
+def _named_write_errors(path: str) -> Iterator[None]:
+    try:
+        yield
+    except tf.errors.OpError as error:  # no rights, no room, no such bucket
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{path}: cannot be written: {reason}") from None
 
 
 def _digest(records: Records) -> str:
@@ -223,11 +234,11 @@ def _write_shard(path, source, rows, crop_format, augmentation, quality) -> None
 
     packed = tf.data.Dataset.range(len(rows)).map(pack, num_parallel_calls=tf.data.AUTOTUNE)
     unfinished = f"{path}.unfinished"
-    with (
-        named_image_errors(records, crop_format),
-        tf.io.TFRecordWriter(unfinished) as writer,
-    ):
-        for row, (photo, photo_wh, low) in enumerate(packed.as_numpy_iterator()):
+    photographs = packed.as_numpy_iterator()
+    with _named_write_errors(unfinished), tf.io.TFRecordWriter(unfinished) as writer:
+        for row in range(len(rows)):
+            with named_image_errors(records, crop_format):
+                photo, photo_wh, low = next(photographs)
             writer.write(
                 _example(
                     photo=photo,
@@ -240,7 +251,8 @@ def _write_shard(path, source, rows, crop_format, augmentation, quality) -> None
                     image_wh=records.image_wh[row],
                 )
             )
-    tf.io.gfile.rename(unfinished, path, overwrite=True)
+    with _named_write_errors(path):
+        tf.io.gfile.rename(unfinished, path, overwrite=True)
 
 
 def _example(**values: bytes | np.ndarray) -> bytes:
@@ -266,7 +278,7 @@ def _read(path: str, model: type[BaseModel]):
     try:
         with tf.io.gfile.GFile(path, "r") as file:
             return model.model_validate_json(file.read())
-    except tf.errors.OpError as error:
+    except (tf.errors.OpError, UnicodeDecodeError) as error:
         reason = str(error).partition("\n")[0]
         raise DataError(
             f"{path}: cannot be read: {reason}; expected a folder that rle-tf records has finished"
@@ -352,7 +364,6 @@ class PackedPeople:
         seed: int,
         start: int = 0,
         shard: Shard = ONE_REPLICA,
-        deterministic: bool = True,
     ) -> tf.data.Dataset:
         """An endless dataset as `training_batches` makes it, read in order.
 
@@ -363,11 +374,10 @@ class PackedPeople:
         Args:
             crop_format, augmentation, batch_size, seed, shard: As in `training_batches`.
             start: A multiple of the batch size.
-            deterministic: Whether the order is the same in every run with the same seed.
 
         Raises:
             ConfigError: as `check`.
-            DataError: if there are fewer shards than workers.
+            DataError: if the workers cannot share the shards evenly.
         """
         self.check(crop_format, augmentation)
 
@@ -377,19 +387,23 @@ class PackedPeople:
             return crop_format.example(person, self.skeleton, augmentation, draws[:-1], sample_seed)
 
         people = self._numbered(batch_size, seed, start, shard)
-        examples = people.map(
-            sample, num_parallel_calls=tf.data.AUTOTUNE, deterministic=deterministic
-        )
+        examples = people.map(sample, num_parallel_calls=tf.data.AUTOTUNE)
         batches = examples.batch(shard.of_replica(batch_size), drop_remainder=True)
-        options = tf.data.Options()
-        options.deterministic = deterministic
-        return batches.prefetch(tf.data.AUTOTUNE).with_options(options)
+        return batches.prefetch(tf.data.AUTOTUNE)
 
-    def images(self, step: int, input_format: InputFormat, batch_size: int, seed: int) -> list[str]:
-        """Names of the photographs of a batch, counted from 0, as one worker makes it."""
-        people = self._numbered(batch_size, seed, step * batch_size, ONE_REPLICA)
-        names = people.map(lambda _, record: tf.io.parse_single_example(record, _FEATURES)["name"])
-        return [name.decode() for name in names.take(batch_size).as_numpy_iterator()]
+    def images(
+        self, step: int, input_format: InputFormat, batch_size: int, seed: int, workers: int = 1
+    ) -> list[str]:
+        """Names of the photographs of a batch, counted from 0, that so many workers make."""
+        found = []
+        for worker in range(workers):
+            shard = Shard(worker, workers)
+            people = self._numbered(batch_size, seed, step * batch_size, shard)
+            names = people.map(
+                lambda _, record: tf.io.parse_single_example(record, _FEATURES)["name"]
+            )
+            found += names.take(batch_size // workers).as_numpy_iterator()
+        return [name.decode() for name in found]
 
     @contextmanager
     def named_errors(self, input_format: InputFormat) -> Iterator[None]:
@@ -418,12 +432,12 @@ class PackedPeople:
     def _stream(self, part: int, first: int, seed: int, shard: Shard) -> tf.data.Dataset:
         """The records of a part from the `first` on, epoch after epoch."""
         files = [file for file in self.index.shards if file.part == part]
-        if len(files) < shard.workers:
+        if len(files) % shard.workers:
             raise DataError(
-                f"{self.folder}: part {part} has {len(files)} shards; expected at least one for "
-                f"each of the {shard.workers} workers (rle-tf records --shards)"
+                f"{self.folder}: has {len(files)} shards; expected a multiple of the "
+                f"{shard.workers} workers (rle-tf records --shards)"
             )
-        # As many for each worker, so that they stay in step.
+        # As many for each worker, so that they stay in step: the shares differ by a few people.
         people = min(
             sum(file.people for file in files[worker :: shard.workers])
             for worker in range(shard.workers)
@@ -434,6 +448,8 @@ class PackedPeople:
         ]
 
         def epoch(number: tf.Tensor) -> tf.data.Dataset:
+            # Of this function's graph: the order is of `seed` alone, whatever the global one is.
+            tf.random.set_seed(1)
             drawn = tf.stack([tf.cast(seed, tf.int64), number * len(self.parts) + part])
             order = tf.random.experimental.index_shuffle(
                 tf.range(len(paths), dtype=tf.int64),

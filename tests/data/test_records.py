@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -93,6 +94,13 @@ def test_an_epoch_has_everybody_once_in_an_order_of_its_own(packed, source):
     assert names(packed, PEOPLE, seed=6) != epochs[0] or names(packed, PEOPLE, seed=7) != epochs[0]
 
 
+@pytest.mark.parametrize("global_seed", [0, 1])
+def test_the_order_is_of_its_own_seed(packed, global_seed):
+    expected = names(packed, PEOPLE)
+    keras.utils.set_random_seed(global_seed)
+    assert names(packed, PEOPLE) == expected
+
+
 def test_a_run_that_goes_on_sees_what_it_would_have_seen(packed):
     whole = stream(packed, 2 * PEOPLE)
     for start in (1, PEOPLE - 1, PEOPLE, PEOPLE + 3):
@@ -110,7 +118,7 @@ def test_workers_share_the_people(packed):
             name = tf.train.Example.FromString(record).features.feature["name"]
             found.append(name.bytes_list.value[0])
     assert len(set(found)) == 6
-    with pytest.raises(DataError, match="has 3 shards; expected at least one for each of the 4"):
+    with pytest.raises(DataError, match="has 3 shards; expected a multiple of the 4 workers"):
         packed.batches(CROPS, VIEW, batch_size=4, seed=0, shard=Shard(0, 4))
 
 
