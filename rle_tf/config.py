@@ -307,13 +307,13 @@ class RunConfig(Section):
     def _service_hands_out_numbers(self):
         if self.data.service and self.data.records:
             raise ValueError(
-                "data.service: makes samples of photographs; records are read in order, expected "
-                "one of data.service and data.records"
+                "data.service: set with data.records, which are read in order, not by number; "
+                "expected one of the two"
             )
         if self.data.service and self.train.deterministic:
             raise ValueError(
-                "data.service: gives batches as they come, which train.deterministic: true rules "
-                "out; expected one of the two"
+                "data.service: set with train.deterministic, and gives batches as they come; "
+                "expected one of the two"
             )
         return self
 

@@ -107,6 +107,7 @@ def start_dispatcher(
     Raises:
         DataError: if the port is taken, or the folder cannot be written.
     """
+    _check_free(port)
     config = tf.data.experimental.service.DispatcherConfig(
         port=port,
         protocol=PROTOCOL,
@@ -119,6 +120,15 @@ def start_dispatcher(
         raise DataError(f"--port {port}: {error}; expected one that is free") from None
 
 
+def _check_free(port: int) -> None:
+    # gRPC would share it with whoever listens there, and each would get half of the calls.
+    try:
+        socket.create_connection(("localhost", port), timeout=1).close()
+    except OSError:
+        return
+    raise DataError(f"--port {port}: somebody listens there; expected one that is free")
+
+
 def start_worker(
     dispatcher: str, host: str, port: int
 ) -> tf.data.experimental.service.WorkerServer:
@@ -129,6 +139,7 @@ def start_worker(
         DataError: if nobody answers there, or the port is taken.
     """
     _look(dispatcher, "--dispatcher")
+    _check_free(port)
     config = tf.data.experimental.service.WorkerConfig(
         dispatcher_address=dispatcher,
         worker_address=f"{host}:{port or '%port%'}",
