@@ -207,8 +207,9 @@ class PoseEstimator(keras.Model):
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Inside, weights are their moving averages where the optimizer keeps some (`use_ema`)."""
-        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
-        if not (optimizer.use_ema and int(optimizer.iterations)):
+        optimizer = getattr(self, "optimizer", None)  # none before it is compiled
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+        if not (optimizer and optimizer.use_ema and int(optimizer.iterations)):
             yield
             return
         kept = [variable.numpy() for variable in self.trainable_variables]

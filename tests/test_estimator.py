@@ -437,7 +437,7 @@ def test_a_weight_may_be_a_mask():
     assert estimator.evaluate(image, target, return_dict=True, verbose=0) == wanted
 
 
-@pytest.mark.parametrize("strategy", ["none", "mirrored"])
+@pytest.mark.parametrize("strategy", ["none", pytest.param("mirrored", marks=pytest.mark.slow)])
 @MODELS
 def test_micro_batches_do_what_their_batch_does(make, make_batches, strategy):
     trained = []
@@ -493,6 +493,7 @@ def test_averages_of_weights(scaled):
             np.testing.assert_allclose(average, value, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_the_gradient_of_the_whole_batch_is_clipped(precision):
     """Not that of each replica's part, whose norms are others."""
@@ -568,6 +569,7 @@ def test_executions_of_several_steps_do_what_steps_do():
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_xla_does_what_plain_steps_do():
     losses = []
     for jit_compile in (False, True):
@@ -578,6 +580,7 @@ def test_xla_does_what_plain_steps_do():
     np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_batch_statistics_of_two_replicas_are_synchronised():
     """20 steps with statistics of the whole batch are those of one device; without they are not."""
     losses = {}

@@ -313,6 +313,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(run, tmp_path):
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_checkpoints_between_the_ends_of_epochs(coco, tmp_path):
     folder = RunFolder(tmp_path / "run")
     config = config_for(coco, "train.checkpoint_steps=2", "train.keep_checkpoints=9")
@@ -320,6 +321,7 @@ def test_checkpoints_between_the_ends_of_epochs(coco, tmp_path):
     assert folder.checkpoints.steps() == [2, 3, 4, 6, 8, 9]
 
 
+@pytest.mark.slow
 def test_averages_are_kept_over_an_interruption_and_are_what_is_saved(coco, tmp_path):
     """With the averages in the file of the regressor, and the weights in the checkpoints."""
     config = config_for(coco, "train.ema=0.5", "train.drawn_people=0")
@@ -340,6 +342,7 @@ def test_averages_are_kept_over_an_interruption_and_are_what_is_saved(coco, tmp_
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_what_was_trained_in_16_bits_is_saved_in_32(run, coco, tmp_path, precision):
     folder = RunFolder(tmp_path / "run")
@@ -358,6 +361,7 @@ def test_what_was_trained_in_16_bits_is_saved_in_32(run, coco, tmp_path, precisi
     assert first[0]["loss"] == pytest.approx(first[1]["loss"], rel=0.02)
 
 
+@pytest.mark.slow
 def test_an_epoch_has_whole_executions(coco, tmp_path):
     folder = RunFolder(tmp_path / "run")
     recorder = Recorder()
@@ -499,6 +503,7 @@ def test_a_full_disk_leaves_the_checkpoints(run, estimator, tmp_path, monkeypatc
     assert checkpoints.steps() == before and len(list(checkpoints.folder.iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_a_run_reads_records_and_is_resumed(coco, tmp_path):
     config = config_for(coco, "train.drawn_people=0", "seed=0")
     records = str(tmp_path / "records")
@@ -658,8 +663,10 @@ def test_ctrl_c_while_an_epoch_is_saved_takes_effect_after_it():
         checkpoints=SimpleNamespace(save=interrupted_save),
         save_regressor=lambda _: saved.append("regressor"),
     )
-    handler = signal.getsignal(signal.SIGINT)
+    # Python's own, which tests that were started in the background do not have.
+    handler = signal.default_int_handler
+    before = signal.signal(signal.SIGINT, handler)
     with pytest.raises(KeyboardInterrupt):
         Save(folder, TrainConfig(batch_size=1, epochs=1), 1).on_epoch_end(0)
     assert saved == ["checkpoint", "regressor"]
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert signal.signal(signal.SIGINT, before) is handler
