@@ -82,7 +82,11 @@ def distribute(
         replicas = context.num_replicas_in_sync // workers
         return make(Shard(context.input_pipeline_id, workers, replicas))
 
-    return strategy.distribute_datasets_from_function(of_worker)
+    batches = strategy.distribute_datasets_from_function(of_worker)
+    # TensorFlow counts what each replica of a worker gets, Keras takes the count for steps.
+    if batches._cardinality > 0:
+        batches._cardinality //= len(strategy.extended.worker_devices)
+    return batches
 
 
 def agree(strategy: tf.distribute.Strategy, values: dict[str, int]) -> None:
