@@ -1,4 +1,4 @@
-"""`rle-tf demo | train | records | evaluate | calibrate | predict | export | serve`."""
+"""The commands of `rle-tf`; what they show is in `rle_tf.console`."""
 
 import json
 import logging
@@ -434,7 +434,7 @@ def worker(
     ] = "localhost",
     port: Annotated[int, typer.Option(help="To listen on; 0: any.")] = 0,
 ) -> None:
-    """Makes samples. As many as the training can use; each reads the photographs, or records."""
+    """Makes samples. As many as the training can use; each reads the photographs."""
     start_tensorflow()
     from rle_tf.data.service import start_worker
 

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 import tensorflow as tf
 
-from rle_tf.data.pipeline import Shard
+from rle_tf.data.pipeline import ONE_REPLICA, Shard
 from rle_tf.errors import ConfigError, WorkerLost
 
 Strategy = Literal["none", "mirrored", "multi_worker", "tpu"]
@@ -75,7 +75,7 @@ def distribute(
         make: The dataset of a part, such as `training_batches` with a `shard`.
     """
     if not tf.distribute.has_strategy() and strategy is tf.distribute.get_strategy():
-        return make(Shard())
+        return make(ONE_REPLICA)
 
     def of_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
         workers = context.num_input_pipelines
@@ -133,7 +133,7 @@ _LOST = (
 
 
 @contextmanager
-def named_losses(strategy: tf.distribute.Strategy, checkpoints: str) -> Iterator[None]:
+def named_lost_workers(strategy: tf.distribute.Strategy, checkpoints: str) -> Iterator[None]:
     """Turns the failure of a cluster whose worker is gone into `WorkerLost`.
 
     Args:
@@ -148,7 +148,7 @@ def named_losses(strategy: tf.distribute.Strategy, checkpoints: str) -> Iterator
         reason = str(error).strip().partition("\n")[0]
         raise WorkerLost(
             f"another worker of the cluster is gone ({reason:.200}); {checkpoints}; start all "
-            "workers again with --resume, or from the beginning with --restarts"
+            "workers again with --resume, which --restarts does by itself"
         ) from error
 
 

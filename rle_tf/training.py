@@ -29,7 +29,7 @@ from rle_tf.distribution import (
     from_chief,
     is_chief,
     make_strategy,
-    named_losses,
+    named_lost_workers,
 )
 from rle_tf.errors import ConfigError, DataError
 from rle_tf.estimator import PoseEstimator
@@ -102,7 +102,7 @@ def train(
     strategy = make_strategy(
         config.train.strategy, config.train.batch_size, config.train.accumulate
     )
-    with named_losses(strategy, f"checkpoints are in {out}"):
+    with named_lost_workers(strategy, f"checkpoints are in {out}"):
         return _train(config, RunFolder(Path(out)), strategy, resume, callbacks or [])
 
 
@@ -223,7 +223,7 @@ def _train(
             people.named_errors(config.input_format),
             named_image_errors(validation.records, config.input_format),
             # Before images are suspected.
-            named_losses(strategy, f"checkpoints are in {folder.path}"),
+            named_lost_workers(strategy, f"checkpoints are in {folder.path}"),
         ):
             epoch, done = divmod(start, steps_per_epoch)
             if done:  # the rest of the epoch that was interrupted
