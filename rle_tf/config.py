@@ -47,6 +47,8 @@ class ModelConfig(Section):
         pyramid: Finer maps that head `soft_argmax` looks at, names of layers from fine to coarse.
         pyramid_channels: Of the map that they are merged into.
         map_sigma: Whether sigma sees what the maps of head `soft_argmax` look at.
+        map_window: The mean is taken about the highest cell of those, under a normal window of so
+            many cells; `null` for that of the whole map.
     """
 
     kind: Literal["image"] = "image"
@@ -59,10 +61,11 @@ class ModelConfig(Section):
     pyramid: tuple[str, ...] = ()
     pyramid_channels: int = Field(128, gt=0)
     map_sigma: bool = False
+    map_window: float | None = Field(None, gt=0)
 
     @model_validator(mode="after")
     def _maps_are_of_soft_argmax(self):
-        for key in ("pyramid", "map_sigma"):
+        for key in ("pyramid", "map_sigma", "map_window"):
             if getattr(self, key) and self.head != "soft_argmax":
                 raise ValueError(f"{key} is of head soft_argmax; expected none with {self.head}")
         return self
@@ -82,6 +85,7 @@ class ModelConfig(Section):
             pyramid=self.pyramid,
             pyramid_channels=self.pyramid_channels,
             map_sigma=self.map_sigma,
+            map_window=self.map_window,
         )
 
 

@@ -260,6 +260,7 @@ def test_what_needs_maps_is_refused_without_them(recipe):
     for override, message in (
         ("model.pyramid=[a]", "model: found .*pyramid is of head soft_argmax; expected none with"),
         ("model.map_sigma=true", "model: found .*map_sigma is of head soft_argmax"),
+        ("model.map_window=1.2", "model: found .*map_window is of head soft_argmax"),
         ("train.map_weight=0.5", "train.map_weight: found 0.5 for a model without maps; expected"),
     ):
         with pytest.raises(ConfigError, match=message):

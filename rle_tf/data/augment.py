@@ -28,6 +28,9 @@ class Augmentation(BaseModel):
         half_body_margin: The factor on the half's own box.
         colour: Each channel is multiplied by a factor drawn from 1 plus and minus this.
         occlusion_area: A rectangle of noise hides up to this share of the person's box.
+        joint_occlusion: Probability that one labelled joint is hidden by a square of noise, of one
+            grey, or of another part of the crop, `JOINT_OCCLUDER` of the crop wide: sigma learns
+            from it what a hidden joint looks like.
         keep_outside: Whether joints outside the crop (and depths beyond +-1 m) are supervised.
     """
 
@@ -44,6 +47,7 @@ class Augmentation(BaseModel):
     half_body_margin: float = Field(1.5, gt=0)
     colour: float = Field(0.0, ge=0, lt=1)
     occlusion_area: float = Field(0.0, ge=0, le=1)
+    joint_occlusion: float = Field(0.0, ge=0, le=1)
     keep_outside: bool = True
 
     @model_validator(mode="after")
@@ -56,11 +60,15 @@ class Augmentation(BaseModel):
 
 # Rectangles that are drawn until one lies inside the image.
 OCCLUSION_TRIES = 8
-# How many uniform random numbers a sample takes: the view's, the colour's, the rectangles'.
+# Shares of the crop's width between which the square over a joint is wide.
+JOINT_OCCLUDER = (0.1, 0.3)
+# How many uniform random numbers a sample takes: the view's, the colour's, the rectangles', and
+# those of the square over a joint.
 VIEW_DRAWS = 6
 _COLOUR = slice(VIEW_DRAWS, VIEW_DRAWS + 3)
 _OCCLUSION = slice(_COLOUR.stop, _COLOUR.stop + 4 * OCCLUSION_TRIES)
-DRAWS = _OCCLUSION.stop
+_JOINT = slice(_OCCLUSION.stop, _OCCLUSION.stop + 7)
+DRAWS = _JOINT.stop
 
 
 def flip(
@@ -328,3 +336,48 @@ def occlude(
     # Another seed than that of the draws, whose first numbers would be in the noise again.
     noise = tf.random.stateless_uniform(crop.shape, seed=seed + [1, 0], maxval=255.0)
     return tf.where(hidden, noise, crop)
+
+
+def occlude_joint(
+    crop: tf.Tensor,
+    places: tf.Tensor,
+    labelled: tf.Tensor,
+    probability: float,
+    draws: tf.Tensor,
+    seed: tf.Tensor,
+) -> tf.Tensor:
+    """A crop with a square over one of the labelled joints inside it; without any, the crop.
+
+    Args:
+        crop: (H, W, 3) float32, 0..255.
+        places: (K, 2) x and y of the joints in crop pixels.
+        labelled: (K,) bool.
+        probability: Of hiding one at all.
+        draws: (`DRAWS`,) float32 in [0, 1).
+        seed: (2,) of the noise.
+    """
+    hides, joint, side, kind, level, *shift = tf.unstack(draws[_JOINT])
+    height, width = crop.shape[:2]
+    size = tf.constant([width, height], tf.float32)
+    inside = tf.where(labelled & tf.reduce_all((places >= 0) & (places <= size - 1), axis=1))[:, 0]
+    count = tf.size(inside)
+    row = tf.cast(joint * tf.cast(count, tf.float32), tf.int32)
+    # One place more than there are joints, far outside: where none is inside nothing is hidden.
+    centre = tf.concat([tf.gather(places, inside), [[-1e6, -1e6]]], axis=0)[row]
+    low, high = JOINT_OCCLUDER
+    half = width * (low + (high - low) * side) / 2
+    grid = tf.stack(tf.meshgrid(tf.range(float(width)), tf.range(float(height))), axis=-1)
+    hidden = tf.reduce_all(tf.abs(grid - centre) < half, axis=-1, keepdims=True)
+
+    def cover():
+        return tf.switch_case(
+            tf.cast(3 * kind, tf.int32),
+            (
+                # Other seeds than those of the draws and of the rectangle's noise.
+                lambda: tf.random.stateless_uniform(crop.shape, seed=seed + [2, 0], maxval=255.0),
+                lambda: tf.fill(crop.shape, 255 * level),
+                lambda: tf.roll(crop, tf.cast(tf.stack(shift) * size[::-1], tf.int32), axis=(0, 1)),
+            ),
+        )
+
+    return tf.cond(hides < probability, lambda: tf.where(hidden, cover(), crop), lambda: crop)

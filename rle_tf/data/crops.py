@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from rle_tf import geometry, metrics
-from rle_tf.data.augment import DRAWS, Augmentation, augment, colour, occlude
+from rle_tf.data.augment import DRAWS, Augmentation, augment, colour, occlude, occlude_joint
 from rle_tf.data.confidence import Confidence
 from rle_tf.data.source import UNIT_SPREAD, Poses, Records
 from rle_tf.errors import ModelError
@@ -154,6 +154,10 @@ class CropFormat:
         if augmentation is not None and augmentation.occlusion_area:
             box, largest_area = person.box_xyxy, augmentation.occlusion_area
             crop = occlude(crop, from_file, box, image_wh, largest_area, draws, seed)
+        if augmentation is not None and augmentation.joint_occlusion:
+            places = geometry.transform_points(matrix, keypoints[:, :2])
+            probability = augmentation.joint_occlusion
+            crop = occlude_joint(crop, places, labelled, probability, draws, seed)
         if augmentation is not None and augmentation.colour:
             crop = colour(crop, augmentation.colour, draws)
         target = encode_target(

@@ -108,6 +108,7 @@ def build_regressor(
     pyramid: Sequence[str] = (),
     pyramid_channels: int = 128,
     map_sigma: bool = False,
+    map_window: float | None = None,
 ) -> keras.Model:
     """The regressor of Li et al., "Human pose regression with residual log-likelihood estimation"
     (ICCV 2021), section 3.3: the mean and deviation of each joint's coordinates.
@@ -117,7 +118,9 @@ def build_regressor(
     - head "pooled" (the paper's for ResNet): mu = W f/|f| + b;
     - head "soft_argmax" (the paper's for HRNet; Sun et al., ECCV 2018): a map of scores for each
       joint, mu_xy = sum over its cells of softmax(scores) * the cell's centre; the depth, if any,
-      as in "pooled". A cell's centre is ((i + 0.5)/n - 0.5), i of n cells;
+      as in "pooled". A cell's centre is ((i + 0.5)/n - 0.5), i of n cells. Where `map_window` is
+      set the mean is taken about the highest cell alone, under the map times a normal window: of a
+      map with two peaks, left and right, it is one of them and not the place between;
     - both: log_sigma = log_sigmoid(W' f + b'). Where `map_sigma` is set there are also terms of
       each joint's own, linear in the features where its map softmax(scores) looks (their mean
       under it) and in the logarithm of its variance along x and y: a joint that is hidden looks
@@ -140,6 +143,8 @@ def build_regressor(
             at the first one's map, merged with the others and the last features (`top_down`).
         pyramid_channels: Of the merged map.
         map_sigma: Whether sigma sees the maps of head "soft_argmax".
+        map_window: Standard deviation of the window about a map's highest cell, in cells; None for
+            the mean of the whole map (the paper's).
 
     Returns:
         A functional model named "regressor": float32 "image" (B, H, W, 3) -> {"mu": (B, K, D),
@@ -161,9 +166,12 @@ def build_regressor(
         backbone = build_backbone(backbone, image_size, weights, output_layer, freeze)
     else:
         _check_backbone(backbone, image, weights, output_layer, freeze)
-    for name, value in (("pyramid", list(pyramid)), ("map_sigma", map_sigma)):
+    of_maps = {"pyramid": list(pyramid), "map_sigma": map_sigma, "map_window": map_window}
+    for name, value in of_maps.items():
         if value and head != "soft_argmax":
             raise ModelError(f"{name}: found {value} with head {head!r}; expected soft_argmax")
+    if map_window is not None and not map_window > 0:
+        raise ModelError(f"map_window is {map_window!r}; expected cells, a number above 0, or None")
     if pyramid:
         *finer, features = _with_maps(backbone, pyramid)(image)
     else:
@@ -178,7 +186,7 @@ def build_regressor(
         mu = dense_head(normed, joints, dims, "mu")
     else:
         fine = top_down([*finer, features], pyramid_channels) if pyramid else features
-        mu, log_variance, seen = _soft_argmax(fine, joints)
+        mu, log_variance, seen = _soft_argmax(fine, joints, map_window)
         if map_sigma:
             of_joints = layers.Concatenate(dtype="float32", name="seen")([seen, log_variance])
         if dims == 3:
@@ -283,11 +291,12 @@ def relative_to_root(mu, log_sigma, skeleton: Skeleton, axes: tuple[int, int, in
     return mu, log_sigma * (1 - known) + known * KNOWN_LOG_SIGMA
 
 
-def _soft_argmax(features, joints: int):
-    """(B, h, w, C) -> mean and log of the variance of the cells' centres, (B, joints, 2) each, x
-    before y, and the mean of the features, (B, joints, C); all under each joint's map.
+def _soft_argmax(features, joints: int, window: float | None):
+    """(B, h, w, C) -> a mean of the cells' centres and the log of their variance, (B, joints, 2)
+    each, x before y, and a mean of the features, (B, joints, C).
 
-    The variance is at least 1e-4, a hundredth of the crop squared.
+    The variance is under each joint's map, and at least 1e-4, a hundredth of the crop squared; the
+    means are too, or where there is a window under the product of both.
     """
     height, width, channels = features.shape[1:]
     x = layers.Conv2D(joints, 1, dtype="float32", name="score_maps")(features)
@@ -298,8 +307,27 @@ def _soft_argmax(features, joints: int):
     x_centres = (np.arange(width) + 0.5) / width - 0.5
     grid = np.stack(np.meshgrid(x_centres, y_centres), axis=-1).reshape(-1, 2).astype("float32")
     # A constant and not a frozen layer: setting `trainable` on the model would thaw the latter.
-    mean = keras.ops.matmul(probability, grid)
-    variance = keras.ops.matmul(probability, grid**2) - mean**2
+    centre = keras.ops.matmul(probability, grid)
+    variance = keras.ops.matmul(probability, grid**2) - centre**2
+    looked_at = probability
+    if window is not None:
+        looked_at = _about_the_highest(x, grid * (width, height), window)
     cells = layers.Reshape((height * width, channels), dtype="float32", name="cells")(features)
-    seen = keras.ops.matmul(probability, cells)
+    mean, seen = keras.ops.matmul(looked_at, grid), keras.ops.matmul(looked_at, cells)
     return mean, keras.ops.log(keras.ops.maximum(variance, 0.0) + 1e-4), seen
+
+
+def _about_the_highest(scores, cells: np.ndarray, window: float):
+    """softmax(scores - d^2 / (2 window^2)), d the distance of a cell to that of the highest score.
+
+    Args:
+        scores: (B, joints, n).
+        cells: (n, 2) places of the cells.
+        window: In units of those.
+    """
+    cells = cells.astype("float32")
+    highest = keras.ops.take(cells, keras.ops.argmax(scores, axis=-1), axis=0)
+    # -|cell - highest|^2 but for -|highest|^2, which is the same in all cells of a map.
+    nearness = 2 * keras.ops.matmul(highest, cells.T) - np.square(cells).sum(axis=-1)
+    scores = scores + nearness / (2 * window**2)
+    return layers.Softmax(dtype="float32", name="cell_window")(scores)

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from rle_tf import geometry
 from rle_tf.data.augment import (
     DRAWS,
+    JOINT_OCCLUDER,
     OCCLUSION_TRIES,
     VIEW_DRAWS,
     Augmentation,
@@ -18,6 +19,7 @@ from rle_tf.data.augment import (
     flip,
     half_body,
     occlude,
+    occlude_joint,
     occlusion_box,
     rotation,
     scale,
@@ -327,7 +329,8 @@ def tries(*rectangles) -> np.ndarray:
     """Draws whose rectangles are (share, ratio, x, y); the last one again and again."""
     rectangles = [*rectangles, *[rectangles[-1]] * (OCCLUSION_TRIES - len(rectangles))]
     numbers = np.zeros(DRAWS, np.float32)
-    numbers[VIEW_DRAWS + 3 :] = np.ravel(rectangles)
+    first = VIEW_DRAWS + 3
+    numbers[first : first + 4 * OCCLUSION_TRIES] = np.ravel(rectangles)
     return numbers
 
 
@@ -466,6 +469,66 @@ def test_where_no_rectangle_is_inside_nothing_is_hidden():
         tf.constant([0, 1], tf.int64),
     )
     np.testing.assert_array_equal(found, crop)
+
+
+# ---- squares over joints
+
+
+def square(*numbers: float) -> np.ndarray:
+    """Random numbers of a joint, a side, a kind, a grey and a shift in y and in x."""
+    return np.float32([*np.zeros(DRAWS - 7), 0.0, *numbers])
+
+
+@pytest.mark.parametrize("side", [0.0, 0.5, 0.99])
+def test_a_square_hides_the_joint_that_is_drawn(side):
+    crop = tf.fill((128, 96, 3), -1.0)
+    places = np.float32([[200, 5], [30.0, 40], [70, 100], [50, 60]])
+    labelled = np.array([True, True, False, True])  # the first is outside
+    for joint, (x, y) in ((0.2, places[1]), (0.7, places[3])):
+        found = occlude_joint(
+            crop, places, labelled, 1.0, square(joint, side, 0.5, 0.4, 0, 0), (0, 1)
+        )
+        hidden = (found.numpy() != -1).all(axis=-1)
+        np.testing.assert_allclose(found.numpy()[hidden], 0.4 * 255, rtol=1e-5)
+        rows, columns = np.nonzero(hidden)
+        assert (columns.mean(), rows.mean()) == pytest.approx((x, y), abs=0.5)
+        low, high = JOINT_OCCLUDER
+        assert np.sqrt(hidden.sum()) == pytest.approx(96 * (low + (high - low) * side), abs=1)
+
+
+def test_covers_are_noise_a_grey_and_another_part_of_the_crop():
+    crop = tf.random.stateless_uniform((64, 48, 3), (0, 1), 0, 255)
+    places, labelled = np.float32([[24, 32]]), np.array([True])
+
+    def covered(kind, seed=(0, 1)):
+        draws = square(0.5, 0.9, kind, 0.3, 0.5, 0.25)
+        return occlude_joint(crop, places, labelled, 1.0, draws, tf.constant(seed)).numpy()
+
+    noise, grey, part = covered(0.1), covered(0.5), covered(0.9)
+    hidden = (grey != crop.numpy()).any(axis=-1)
+    for other in (noise, part):
+        np.testing.assert_array_equal((other != crop.numpy()).any(axis=-1), hidden)
+    assert noise[hidden].std() == pytest.approx(73.6, rel=0.1)
+    assert np.corrcoef(noise[hidden].ravel(), crop.numpy()[hidden].ravel())[0, 1] < 0.2
+    assert (covered(0.1, seed=(0, 2))[hidden] != noise[hidden]).mean() > 0.99
+    np.testing.assert_array_equal(part[hidden], np.roll(crop, (32, 12), axis=(0, 1))[hidden])
+
+
+def test_squares_are_as_often_as_said_and_the_same_in_a_dataset():
+    crop = tf.random.stateless_uniform((32, 32, 3), (0, 2), 0, 255)
+    labelled = np.ones(2, bool)
+    places = np.float32([[10, 10], [20, 20]])
+    draws = tf.random.stateless_uniform((400, DRAWS), (1, 2))
+
+    def one(numbers):
+        return occlude_joint(crop, places, labelled, 0.3, numbers, tf.constant([0, 1], tf.int64))
+
+    mapped = np.stack(list(tf.data.Dataset.from_tensor_slices(draws).map(one)))
+    assert (mapped != crop.numpy()).any(axis=(1, 2, 3)).mean() == pytest.approx(0.3, abs=0.06)
+    np.testing.assert_array_equal(mapped[:20], [one(numbers) for numbers in draws[:20]])
+    for nobody in (np.zeros(2, bool), np.ones(2, bool)):
+        found = occlude_joint(crop, places - 100, nobody, 1.0, draws[0], tf.constant([0, 1]))
+        np.testing.assert_array_equal(found, crop)
 
 
 # ---- in a dataset

@@ -114,6 +114,57 @@ def test_sigma_sees_how_wide_a_map_is(dims):
         build_regressor(patch_means(64, 64), LSP14, 2, (64, 64), map_sigma=True)
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_window_takes_one_of_two_peaks(dims):
+    whole, windowed = (
+        build_regressor(
+            patch_means(128, 128),
+            H36M18,
+            dims,
+            (128, 128),
+            head="soft_argmax",
+            map_sigma=True,
+            map_window=window,
+        )  # fmt: skip
+        for window in (None, 1.0)
+    )
+    windowed.set_weights(whole.get_weights())
+    for regressor in (whole, windowed):
+        regressor.get_layer("score_maps").kernel.assign(20 * tf.ones((1, 1, 3, 18)))
+    image = np.zeros((2, 128, 128, 3), "float32")
+    image[:, 64:96, :32] = 1  # the left peak
+    image[0, 64:96, 96:], image[1, 64:96, 96:] = 0.99, 1.01  # the right one, lower or higher
+    between, one = (regressor(image)["mu"][:, 1:, :2] for regressor in (whole, windowed))
+    np.testing.assert_allclose(between, np.broadcast_to([0.0, 0.125], between.shape), atol=0.2)
+    expected = np.broadcast_to([[[-0.375, 0.125]], [[0.375, 0.125]]], one.shape)
+    np.testing.assert_allclose(one, expected, atol=0.01)
+    with pytest.raises(ModelError, match="map_window: found 1.0 with head 'pooled'"):
+        build_regressor(patch_means(64, 64), LSP14, 2, (64, 64), map_window=1.0)
+    with pytest.raises(ModelError, match="map_window is -1.0; expected cells, a number above 0"):
+        build_regressor(
+            patch_means(64, 64), LSP14, 2, (64, 64), head="soft_argmax", map_window=-1.0
+        )
+
+
+def test_a_window_is_a_normal_density_about_the_highest_cell():
+    regressor = build_regressor(
+        patch_means(96, 128), LSP14, 2, (96, 128), head="soft_argmax", map_window=0.8
+    )
+    regressor.get_layer("score_maps").kernel.assign(3 * keras.random.normal((1, 1, 3, 14), seed=1))
+    image = np.random.default_rng(0).normal(size=(3, 96, 128, 3)).astype("float32")
+    image = np.repeat(np.repeat(image[:, ::32, ::32], 32, axis=1), 32, axis=2)
+    maps = keras.Model(regressor.input, regressor.get_layer("score_maps").output)(image).numpy()
+    rows, columns = np.mgrid[:3, :4]
+    for found, scores in zip(regressor(image)["mu"].numpy(), maps, strict=True):
+        for joint in range(14):
+            score = scores[..., joint]
+            y, x = np.unravel_index(score.argmax(), score.shape)
+            p = np.exp(score - ((rows - y) ** 2 + (columns - x) ** 2) / (2 * 0.8**2))
+            p /= p.sum()
+            place = ((p * (columns + 0.5)).sum() / 4 - 0.5, (p * (rows + 0.5)).sum() / 3 - 0.5)
+            np.testing.assert_allclose(found[joint], place, atol=1e-5)
+
+
 def test_a_pyramid_of_a_model_of_one_s_own():
     image = keras.Input((64, 64, 3))
     fine = keras.layers.Conv2D(4, 3, 8, "same", name="fine")(image)
