@@ -21,8 +21,11 @@ lint: $(VENV)/installed-dev
 # ImageNet's; see MODEL_CARD.md. A run that was interrupted goes on where it stopped.
 pose_small: $(VENV)/installed
 	$(if $(and $(DATA),$(WEIGHTS)),,$(error make pose_small DATA=FOLDER WEIGHTS=FILE.npz))
+	$(BIN)/rle-tf train configs/pose_small_first.yaml --data-root $(DATA) \
+		--out runs/pose_small_first --set model.weights=$(WEIGHTS) \
+		$(if $(wildcard runs/pose_small_first/config.yaml),--resume)
 	$(BIN)/rle-tf train configs/pose_small.yaml --data-root $(DATA) --out runs/pose_small \
-		--set model.weights=$(WEIGHTS) $(if $(wildcard runs/pose_small/config.yaml),--resume)
+		$(if $(wildcard runs/pose_small/config.yaml),--resume)
 	$(BIN)/rle-tf calibrate runs/pose_small
 	$(BIN)/rle-tf export runs/pose_small --half-weights --format savedmodel --format litert \
 		--precision int8 --precision float16 --report

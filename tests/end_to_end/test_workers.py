@@ -48,6 +48,33 @@ class Losses(keras.callbacks.Callback):
 
 train(load_config(sys.argv[1], sys.argv[3:]), Path(sys.argv[2]), callbacks=[Losses()])
 """
+# One step of gradient descent at a rate of 1: the weights move by the gradients.
+GRADIENTS = """\
+import sys, keras, numpy as np
+from rle_tf import load_config
+from rle_tf.distribution import distribute, is_chief, make_strategy
+from rle_tf.training import build_estimator
+
+config = load_config(sys.argv[1], sys.argv[3:])
+strategy = make_strategy(config.train.strategy, 12)
+people = config.open_training()
+keras.utils.set_random_seed(0)
+with strategy.scope():
+    estimator = build_estimator(config, people, 1)
+    estimator.compile(keras.optimizers.SGD(1.0))
+before = [v.numpy() for v in estimator.trainable_variables]
+of_regressor = {id(v) for v in estimator.regressor.trainable_variables}
+def batches(shard):
+    view = config.data.augmentation
+    return people.batches(config.input_format, view, batch_size=12, seed=0, shard=shard)
+estimator.fit(distribute(strategy, batches), steps_per_epoch=1, shuffle=False, verbose=0)
+if is_chief(strategy):
+    moved = {}
+    for number, (v, old) in enumerate(zip(estimator.trainable_variables, before, strict=True)):
+        part = "regressor" if id(v) in of_regressor else "flow"
+        moved[f"{part} {number} {v.path}".replace("/", "|")] = old - v.numpy()
+    np.savez(sys.argv[2], **moved)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +156,30 @@ def test_workers_do_what_one_process_does(recipe, single, tmp_path, workers):
     assert scores["PCK@0.1"] == pytest.approx(
         json.loads(single[0].metrics.read_text())["PCK@0.1"], abs=0.01
     )
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_gradients_of_workers_are_those_of_one_process(recipe, tmp_path, workers):
+    found = []
+    for number in (1, workers):
+        file = tmp_path / f"{number}.npz"
+        strategy = [] if number == 1 else ["train.strategy=multi_worker"]
+        command = [sys.executable, "-c", GRADIENTS, str(recipe), str(file), *strategy]
+        processes = [
+            subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+            for env in environments(number)
+        ]
+        for process in processes:
+            _, errors = process.communicate(timeout=300)
+            assert process.returncode == 0, errors[-3000:]
+        with np.load(file) as gradients:
+            found.append(dict(gradients))
+    single, cluster = found
+    assert {name.split()[0] for name in single} == {"regressor", "flow"}
+    for name, gradient in single.items():
+        largest = np.abs(gradient).max()
+        assert largest > 0, name
+        np.testing.assert_allclose(cluster[name], gradient, atol=1e-4 * max(largest, 1))
 
 
 def test_a_cluster_survives_kills(recipe, single, tmp_path):
