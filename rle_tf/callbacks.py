@@ -19,7 +19,8 @@ from rle_tf.data.crops import read_crop
 from rle_tf.data.source import Poses, Records, Source
 from rle_tf.drawing import contact_sheet, draw_poses, draw_views
 from rle_tf.evaluation import evaluate, predict_poses
-from rle_tf.run_folder import Checkpoints, RunFolder, without_nan, write_whole
+from rle_tf.files import write_whole
+from rle_tf.run_folder import Checkpoints, RunFolder, without_nan
 from rle_tf.skeletons import Skeleton
 
 # Of a batch, in a message.

@@ -27,6 +27,7 @@ from rle_tf.data.pipeline import PhotographedPeople, usable_rows
 from rle_tf.data.records import PackedPeople
 from rle_tf.data.source import InputFormat, Source
 from rle_tf.errors import ConfigError
+from rle_tf.files import write_whole
 from rle_tf.flow import RealNVP
 from rle_tf.losses import DensityLoss, L1Loss, L2Loss, PoseLoss, RLELoss
 from rle_tf.models.lifting import build_lifter
@@ -372,9 +373,7 @@ class RunConfig(Section):
         """Writes it with every default filled in."""
         text = StringIO()
         YAML(typ="safe", pure=True).dump(self.model_dump(mode="json"), text)
-        unfinished = path.with_name(f"{path.name}.unfinished")
-        unfinished.write_text(text.getvalue(), encoding="utf-8")
-        unfinished.replace(path)
+        write_whole(path, text.getvalue())
 
 
 def load_config(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:

@@ -18,6 +18,7 @@ import numpy as np
 from rle_tf.config import RunConfig, load_config
 from rle_tf.errors import ModelError
 from rle_tf.estimator import PoseEstimator, check_outputs
+from rle_tf.files import write_whole, written
 from rle_tf.losses import PoseLoss
 
 LOG = logging.getLogger(__name__)
@@ -164,13 +165,11 @@ class RunFolder:
         in float32 whatever it was trained in. An older regressor stays until the new one is whole.
         """
         with estimator.averaged():
-            unfinished = self.path / "unfinished.keras"
-            in_float32(estimator.regressor).save(unfinished)
-            os.replace(unfinished, self.regressor)
-            unfinished = self.path / "unfinished.npz"
-            flows = (value for flow in estimator.flows for value in flow.get_weights())
-            np.savez(unfinished, *flows)
-            os.replace(unfinished, self.flow)
+            with written(self.regressor) as unfinished:
+                in_float32(estimator.regressor).save(unfinished)
+            with written(self.flow) as unfinished:
+                flows = (value for flow in estimator.flows for value in flow.get_weights())
+                np.savez(unfinished, *flows)
             spread = [None if np.isnan(value) else float(value) for value in estimator.spread()]
             write_whole(self.density, json.dumps({"spread": spread}) + "\n")
 
@@ -178,13 +177,6 @@ class RunFolder:
         """Writes `metrics.json` and `results.json`."""
         write_whole(self.metrics, json.dumps(without_nan(scores), indent=2) + "\n")
         write_whole(self.results, json.dumps(results))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file that is there as a whole or as it was before."""
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
 
 
 def without_nan(scores: dict[str, float]) -> dict[str, float | None]:
@@ -247,13 +239,16 @@ class Checkpoints:
             if not np.isfinite(variable.numpy()).all():
                 self.refuse(f"a value of {variable.path} is no finite number", step)
         self.folder.mkdir(parents=True, exist_ok=True)
-        unfinished = self.folder / "unfinished.weights.h5"
+        # HDF5 crashes the whole process where the disk fills up while it writes.
+        values = (*estimator.variables, *estimator.optimizer.variables)
+        size = 2**20 + int(1.1 * sum(value.numpy().nbytes for value in values))
         try:
-            estimator.save_weights(unfinished)
-            os.replace(unfinished, self._file(step))
+            with written(self._file(step), size) as unfinished:
+                estimator.save_weights(unfinished)
         except OSError as error:
-            unfinished.unlink(missing_ok=True)
-            raise ModelError(f"{unfinished}: cannot be written: {error}; {self._left()}") from None
+            raise ModelError(
+                f"{error.filename}: cannot be written: {error.strerror}; {self._left()}"
+            ) from None
         self.good = step
         # Later ones could not be read, or the run would not be here.
         steps = self.steps()

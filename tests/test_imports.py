@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "rle_tf"
 # The first entry that a module's name equals or is inside of counts.
 FLOORS = {
     "rle_tf.errors": 0,
+    "rle_tf.files": 0,
     "rle_tf.skeletons": 0,
     "rle_tf.skeleton_file": 0,
     "rle_tf.geometry": 0,
