@@ -178,7 +178,7 @@ def records(
     """Packs training people into TFRecord files, to train on with --set data.records=OUT.
 
     Each with as much of its photograph as the recipe's augmentation can ask for. An interrupted
-    packing goes on where it stopped.
+    packing goes on where it stopped; of a finished one the checksums are compared.
     """
     start_tensorflow()
     from rle_tf.data.records import write_records

@@ -1,7 +1,7 @@
 """The Keras model that is trained: a regressor and the loss with its flow."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import keras
 import numpy as np
@@ -154,6 +154,46 @@ class PoseEstimator(keras.Model):
             with self.distribute_strategy.scope():
                 self.optimizer.build(self.trainable_variables)
 
+    # Keras asks before each step of an execution but the first whether there is a batch, and
+    # TensorFlow cannot reduce over workers under such a condition.
+    def make_train_function(self, force: bool = False) -> None:
+        if not self._several_workers or self.steps_per_execution == 1:
+            super().make_train_function(force)
+        elif force or self.train_function is None:
+            # An epoch is whole executions, see `fit`'s steps_per_epoch.
+            self.train_function = self._execution(self.train_step, self.steps_per_execution)
+
+    def make_test_function(self, force: bool = False) -> None:
+        if not self._several_workers or self.steps_per_execution == 1:
+            super().make_test_function(force)
+        elif force or self.test_function is None:
+            once = self._execution(self.test_step, 1)
+
+            def test_function(iterator):
+                logs = once(iterator)
+                # The last execution is as long as there are batches.
+                with suppress(tf.errors.OutOfRangeError):
+                    for _ in range(self.steps_per_execution - 1):
+                        logs = once(iterator)
+                return logs
+
+            self.test_function = test_function
+
+    def _execution(self, step, count: int):
+        strategy, step = self.distribute_strategy, tf.function(step, reduce_retracing=True)
+
+        @tf.function(reduce_retracing=True)
+        def execution(iterator):
+            for _ in range(count):
+                logs = strategy.run(step, args=(iterator.get_next(),))
+            return {key: strategy.reduce("MEAN", value, axis=0) for key, value in logs.items()}
+
+        return execution
+
+    @property
+    def _several_workers(self) -> bool:
+        return isinstance(self.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
     def train_step(self, data):
         return self._of_replica(self._train_step(data))
 
@@ -162,8 +202,9 @@ class PoseEstimator(keras.Model):
 
     def _of_replica(self, logs: dict) -> dict:
         # Between several workers Keras averages along the first axis, which scalars do not have.
-        several = isinstance(self.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy)
-        return {key: tf.reshape(value, (1,)) for key, value in logs.items()} if several else logs
+        if not self._several_workers:
+            return logs
+        return {key: tf.reshape(value, (1,)) for key, value in logs.items()}
 
     def _train_step(self, data) -> dict:
         self.steps.assign_add(1)
@@ -209,7 +250,7 @@ class PoseEstimator(keras.Model):
         """Inside, weights are their moving averages where the optimizer keeps some (`use_ema`)."""
         optimizer = getattr(self, "optimizer", None)  # none before it is compiled
         optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-        if not (optimizer and optimizer.use_ema and int(optimizer.iterations)):
+        if not (optimizer and optimizer.use_ema and optimizer.iterations.numpy()):
             yield
             return
         kept = [variable.numpy() for variable in self.trainable_variables]

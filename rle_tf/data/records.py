@@ -141,6 +141,10 @@ def write_records(
     files, offset = [], 0
     with _named_write_errors(out):
         _claim(out, plan)
+    if tf.io.gfile.exists(tf.io.gfile.join(out, INDEX)):
+        packed = PackedPeople(out)
+        packed.verify(on_shard)
+        return packed.index
     for part, people in enumerate(parts):
         for shard in range(shards):
             name = f"people-{part}-{shard:05}-of-{shards:05}.tfrecord"
@@ -315,16 +319,25 @@ class PackedPeople:
             if found != shard.bytes:
                 raise DataError(f"{path}: holds {found} bytes; expected {shard.bytes}")
 
-    def verify(self) -> None:
+    def verify(self, on_shard: Callable[[], object] = lambda: None) -> None:
         """Reads all shards and compares their checksums.
 
+        Args:
+            on_shard: Called after each.
+
         Raises:
-            DataError: names the first that has changed.
+            DataError: names the first that is gone or has changed.
         """
         for shard in self.index.shards:
             path = tf.io.gfile.join(self.folder, shard.name)
-            if _checksum(path)[1] != shard.sha256:
-                raise DataError(f"{path}: has another checksum than {INDEX} says; it is damaged")
+            if not tf.io.gfile.exists(path):
+                found = "no such file"
+            elif _checksum(path)[1] != shard.sha256:
+                found = f"has another checksum than {INDEX} says, it is damaged"
+            else:
+                on_shard()
+                continue
+            raise DataError(f"{path}: {found}; remove it and {INDEX}, and pack once more")
 
     def check(self, crop_format: CropFormat, augmentation: Augmentation) -> None:
         """Raises `ConfigError` where crops could need more of a photograph than records hold."""

@@ -212,6 +212,15 @@ def test_packing_goes_on_where_it_stopped(source, tmp_path):
     PackedPeople(str(out)).verify()
 
 
+def test_any_file_system_that_tensorflow_has(source, packed):
+    folder = f"ram://{packed.folder}"
+    write_records(source, CROPS, VIEW, folder, shards=3)
+    remote = PackedPeople(folder)
+    remote.verify()
+    same_people(stream(remote, 10), stream(packed, 10))
+    assert tf.io.gfile.exists(f"{folder}/{INDEX}")
+
+
 def test_a_folder_of_something_else_is_left_alone(source, packed, tmp_path):
     with pytest.raises(DataError, match=r"holds records of something else \(quality differ\)"):
         write_records(source, CROPS, VIEW, packed.folder, shards=3, quality=80)

@@ -158,6 +158,49 @@ def test_workers_do_what_one_process_does(recipe, single, tmp_path, workers):
     )
 
 
+def test_averages_and_executions_of_several_steps(recipe, tmp_path):
+    """The same model of two workers as of one process."""
+    folders = {1: RunFolder(tmp_path / "single"), 2: RunFolder(tmp_path / "cluster")}
+    for workers, folder in folders.items():
+        train(recipe, folder.path, workers, "train.ema=0.8", "train.steps_per_execution=2")
+        assert folder.checkpoints.steps() == [STEPS, 2 * STEPS]
+    assert_same_model(folders[2], folders[1])
+
+
+def test_workers_train_on_records(recipe, tmp_path, rle_tf):
+    packed = tmp_path / "packed"
+    for _ in range(2):  # packs, and compares checksums
+        said = rle_tf(tmp_path, "records", recipe, "--out", packed, "--shards", 4)
+        assert "120 people" in said
+    folder = RunFolder(tmp_path / "run")
+    train(recipe, folder.path, 2, f"data.records={packed}")
+    assert folder.checkpoints.steps() == [STEPS, 2 * STEPS]
+    assert json.loads(folder.metrics.read_text())["PCK@0.1"] >= 0
+
+    shard = sorted(packed.glob("*.tfrecord"))[1]
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    said = rle_tf(tmp_path, "records", recipe, "--out", packed, "--shards", 4, status=1)
+    assert f"{shard.name}: has another checksum than index.json says" in " ".join(said.split())
+
+
+def train(recipe: Path, out: Path, workers: int, *overrides: str) -> None:
+    command = [sys.executable, "-m", "rle_tf", "train", str(recipe), "--out", str(out)]
+    command += [part for override in overrides for part in ("--set", override)]
+    if workers > 1:
+        command += ["--set", "train.strategy=multi_worker"]
+    processes = [
+        subprocess.Popen(
+            command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        for env in environments(workers)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=400)
+        assert process.returncode == 0, errors[-3000:]
+
+
 @pytest.mark.parametrize("workers", [2, 3])
 def test_gradients_of_workers_are_those_of_one_process(recipe, tmp_path, workers):
     found = []
