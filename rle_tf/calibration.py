@@ -20,7 +20,7 @@ from scipy.stats import chi2
 
 from rle_tf import metrics
 from rle_tf.config import RunConfig
-from rle_tf.data.confidence import TOLERANCE, Confidence
+from rle_tf.data.confidence import TOLERANCE, Confidence, logit_sigma
 from rle_tf.data.source import Poses, Records, Source
 from rle_tf.errors import DataError, ModelError
 from rle_tf.evaluation import forward_function, predict_outputs
@@ -246,8 +246,9 @@ def fit(errors: Errors, density: Density, model: str = "") -> Calibration:
     joints = labelled.shape[1]
     # Where an error's share of the size is `TOLERANCE`, in sigmas: a constant, by the crop's shape.
     log_unit = np.median((np.log(errors.relative_sigma) - errors.log_sigma)[labelled])
-    low, high = np.quantile(errors.log_sigma[labelled], [0.001, 0.999])
-    knots = np.linspace(low - 0.5, min(high + 0.5, 0.0), _KNOTS)
+    logits = logit_sigma(errors.log_sigma)
+    low, high = np.quantile(logits[labelled], [0.001, 0.999])
+    knots = np.linspace(low - 0.5, high + 0.5, _KNOTS)
 
     def of(chosen: np.ndarray) -> tuple:
         residual = errors.residual[chosen]
@@ -256,10 +257,11 @@ def fit(errors: Errors, density: Density, model: str = "") -> Calibration:
         spread = np.quantile(np.abs(residual), ONE_SIGMA, axis=0)
         correct = errors.relative[chosen] < TOLERANCE
 
-        def raw(log_sigma: np.ndarray) -> np.ndarray:
-            return density.within(TOLERANCE / (scale * np.exp(log_sigma + log_unit)))
+        def features(places: np.ndarray) -> np.ndarray:
+            mass = density.within(TOLERANCE / (scale * expit(places) * np.exp(log_unit)))
+            return np.stack([logit(np.clip(mass, 1e-3, 1 - 1e-3)), -places], axis=-1)
 
-        confidence = _platt(raw(errors.log_sigma[chosen]), correct)(raw(knots))
+        confidence = _platt(features(logits[chosen]), correct)(features(knots))
         return scale, spread, regions, confidence
 
     everybody = of(labelled)
@@ -293,24 +295,26 @@ def _scale(residual: np.ndarray, density: Density) -> float:
     return float(np.exp(found.x))
 
 
-def _platt(probability: np.ndarray, correct: np.ndarray):
-    """Probabilities made to fit what happened: expit(a + b logit(p)), b at least 0 (Platt, 1999).
+def _platt(features: np.ndarray, correct: np.ndarray):
+    """Probabilities made to fit what happened: expit(a + b logit(p) - c logit(sigma)), b and c at
+    least 0 (Platt, 1999, has the first two).
 
-    A prior worth ten joints holds a near 0 and b near 1.
+    p is the mass of the density. Where sigma comes near 1 it hardly changes, and what the regressor
+    still tells apart is in the logit of sigma. A prior worth ten joints holds a and c near 0 and b
+    near 1.
     """
+    y, usual = correct.astype(float), np.array([0.0, 1.0, 0.0])
 
-    def feature(p: np.ndarray) -> np.ndarray:
-        return logit(np.clip(p, 1e-3, 1 - 1e-3))
-
-    x, y = feature(probability), correct.astype(float)
+    def score(parameters: np.ndarray, x: np.ndarray) -> np.ndarray:
+        return parameters[0] + x @ parameters[1:]
 
     def loss(parameters: np.ndarray) -> float:
-        score = parameters[0] + parameters[1] * x
-        prior = 5 * (parameters[0] ** 2 + (parameters[1] - 1) ** 2)
-        return float((np.logaddexp(0, score) - y * score).sum() + prior)
+        found = score(parameters, features)
+        prior = 5 * np.square(parameters - usual).sum()
+        return float((np.logaddexp(0, found) - y * found).sum() + prior)
 
-    a, b = minimize(loss, [0.0, 1.0], bounds=[(-10, 10), (0, 10)]).x
-    return lambda p: expit(a + b * feature(p))
+    fitted = minimize(loss, usual, bounds=[(-10, 10), (0, 10), (0, 10)]).x
+    return lambda x: expit(score(fitted, x))
 
 
 def confidences(calibration: Calibration, errors: Errors) -> np.ndarray:

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from scipy.special import expit
 
 from rle_tf import calibration as cal
 from rle_tf.charts import calibration_chart
 from rle_tf.config import load_config
-from rle_tf.data.confidence import Confidence
+from rle_tf.data.confidence import Confidence, logit_sigma
 from rle_tf.data.crops import decode
 from rle_tf.data.source import Poses
 from rle_tf.errors import DataError, ModelError
@@ -119,16 +120,25 @@ def test_confidence_falls_with_sigma_and_is_a_probability(fitted):
 
 def test_the_function_is_piecewise_linear():
     function = Confidence(np.array([-3.0, -2, -1]), np.array([[0.9, 0.5, 0.1], [0.8, 0.8, 0.2]]))
-    log_sigma = np.array([-9.0, -3, -2.5, -2, -1.25, 0])
-    sigma = np.exp(log_sigma)[:, None, None] * np.ones((1, 2, 3))
+    sigma = expit([-9.0, -3, -2.5, -2, -1.25, 9])[:, None, None] * np.ones((1, 2, 3))
     found = function(tf.constant(sigma, tf.float32)).numpy()
     np.testing.assert_allclose(found[:, 0], [0.9, 0.9, 0.7, 0.5, 0.2, 0.1], atol=1e-6)
     np.testing.assert_allclose(found[:, 1], [0.8, 0.8, 0.8, 0.8, 0.35, 0.2], atol=1e-6)
     # Of x and y it is the geometric mean; depth does not count.
-    uneven = np.exp([[[-3.0, -1.0, 5.0]] * 2])
+    uneven = expit(-2) * np.exp([[[-0.5, 0.5, 5.0]] * 2])
     np.testing.assert_allclose(function(uneven), [[0.5, 0.8]], atol=1e-6)
     one = function(sigma[2:3])
     np.testing.assert_allclose(one, found[2:3], atol=1e-6)
+
+
+def test_sigmas_near_their_bound_are_told_apart():
+    """Where sigma is 1 in all but the sixth digit its logit still says how sure a joint is."""
+    function = Confidence(np.array([-20.0, 20]), np.array([[1.0, 0.0]]))
+    z = np.array([-15.0, -3, 0, 4, 8, 12])
+    found = function(tf.constant(expit(z)[:, None, None] * np.ones((1, 1, 2)), tf.float32))
+    np.testing.assert_allclose(found[:, 0], 0.5 - z / 40, atol=0.003)
+    assert np.isfinite(function(tf.ones((1, 1, 2)))).all()
+    np.testing.assert_allclose(logit_sigma(np.log(expit(z))), z, rtol=1e-3)
 
 
 def test_a_joint_that_is_rarely_labelled_takes_what_fits_all():
@@ -342,12 +352,12 @@ def test_a_calibrated_run_says_what_is_fitted(run):
 
 
 def test_decoded_with_a_confidence():
-    output = {"mu": np.zeros((2, 3, 2)), "sigma": np.full((2, 3, 2), np.exp(-2))}
+    output = {"mu": np.zeros((2, 3, 2)), "sigma": np.full((2, 3, 2), expit(-2))}
     function = Confidence(np.array([-3.0, -1]), np.array([[1, 0], [0.8, 0.4], [0.6, 0.6]]))
     spread = np.array([[1, 2], [3, 4], [5, 6.0]])
     poses = decode(output, np.array([[0, 0, 100, 100]] * 2), spread=spread, confidence=function)
     np.testing.assert_allclose(poses.confidences, [[0.5, 0.6, 0.6]] * 2, atol=1e-6)
-    np.testing.assert_allclose(poses.sigmas[0], 100 * np.exp(-2) * spread)
+    np.testing.assert_allclose(poses.sigmas[0], 100 * expit(-2) * spread)
     np.testing.assert_array_equal(poses.take([1]).confidences, poses.confidences[[1]])
     assert poses.of_joints([2, 0], 2).confidences.shape == (2, 2)
 

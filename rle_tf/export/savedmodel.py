@@ -166,7 +166,7 @@ def export_savedmodel(
         "confidence": None
         if confidence is None
         else {
-            "log_sigma": confidence.log_sigma.tolist(),
+            "logit_sigma": confidence.logit_sigma.tolist(),
             "values": confidence.values.round(6).tolist(),
         },
         "versions": {

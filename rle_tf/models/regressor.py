@@ -326,7 +326,11 @@ def _about_the_highest(scores, cells: np.ndarray, window: float):
         window: In units of those.
     """
     cells = cells.astype("float32")
-    highest = keras.ops.take(cells, keras.ops.argmax(scores, axis=-1), axis=0)
+    # As a mean over the one cell and not by argmax, whose operations LiteRT does not have.
+    is_highest = keras.ops.cast(
+        scores >= keras.ops.max(scores, axis=-1, keepdims=True), dtype="float32"
+    )
+    highest = keras.ops.matmul(is_highest, cells) / keras.ops.sum(is_highest, -1, keepdims=True)
     # -|cell - highest|^2 but for -|highest|^2, which is the same in all cells of a map.
     nearness = 2 * keras.ops.matmul(highest, cells.T) - np.square(cells).sum(axis=-1)
     scores = scores + nearness / (2 * window**2)

@@ -401,12 +401,13 @@ def test_a_network_without_depthwise_convolutions_is_int8_from_its_first_layer(t
     assert found == {"stem": [], "heads": ["FULLY_CONNECTED"] * 2}
 
 
-def test_with_a_pyramid_all_but_stem_and_heads_is_int8(tmp_path):
+@pytest.mark.parametrize("window", [None, 1.2])
+def test_with_a_pyramid_all_but_stem_and_heads_is_int8(tmp_path, window):
     """The features are two maps there, of which one is made of the other and a finer one."""
     keras.utils.set_random_seed(0)
     regressor = build_regressor(
         "mobilenet", COCO17, 2, (SIZE, SIZE), head="soft_argmax", output_layer="conv_pw_7_relu",
-        pyramid=["conv_pw_3_relu"], pyramid_channels=16, map_sigma=True,
+        pyramid=["conv_pw_3_relu"], pyramid_channels=16, map_sigma=True, map_window=window,
     )  # fmt: skip
     confidence = Confidence(np.linspace(-3, -1, 5), np.tile(np.linspace(1, 0, 5), (17, 1)))
     version = export_savedmodel(
@@ -428,7 +429,9 @@ def test_with_a_pyramid_all_but_stem_and_heads_is_int8(tmp_path):
     found = Interpreter(str(path)).get_signature_runner("serving_default")(image=crops(3))
     wanted = serve(tf.saved_model.load(str(version)), image=crops(3))
     assert set(found) == set(wanted) and "confidence" in found
-    assert np.abs(found["keypoints_px"] - wanted["keypoints_px"]).max() < 1
+    off = np.abs(found["keypoints_px"] - wanted["keypoints_px"])
+    # Of maps that learned nothing another cell may be the highest after rounding.
+    assert (off.max() if window is None else np.quantile(off, 0.7)) < 1
     np.testing.assert_allclose(found["confidence"], wanted["confidence"], atol=0.05)
 
 

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from rle_tf.data.confidence import Confidence
+from rle_tf.data.confidence import Confidence, logit_sigma
 from rle_tf.errors import ModelError
 from rle_tf.export import savedmodel
 from rle_tf.export.savedmodel import export_savedmodel, metadata_confidence, read_metadata
@@ -694,15 +694,15 @@ def test_a_calibrated_model_says_how_sure_it_is(regressor, tmp_path):
     np.testing.assert_allclose(
         output["sigma_px"], output["sigma"] * spread * (WIDTH, HEIGHT), rtol=1e-5
     )
-    log_sigma = np.log(output["sigma"]).mean(axis=-1)
+    places = logit_sigma(np.log(output["sigma"]).mean(axis=-1))
     for joint in range(3):
-        wanted = np.interp(log_sigma[:, joint], SURE.log_sigma, SURE.values[joint])
+        wanted = np.interp(places[:, joint], SURE.logit_sigma, SURE.values[joint])
         np.testing.assert_allclose(output["confidence"][:, joint], wanted, atol=1e-5)
     metadata = read_metadata(version)
     assert metadata["spread"] == spread.tolist()
     again = metadata_confidence(metadata)
     np.testing.assert_array_equal(again.values, SURE.values)
-    np.testing.assert_array_equal(again.log_sigma, SURE.log_sigma)
+    np.testing.assert_array_equal(again.logit_sigma, SURE.logit_sigma)
 
 
 def test_of_photographs_a_calibrated_model_says_it_too(regressor, tmp_path):
@@ -716,7 +716,7 @@ def test_of_photographs_a_calibrated_model_says_it_too(regressor, tmp_path):
 
 
 def test_a_confidence_of_other_joints_or_of_a_lifter_is_refused(regressor, lifter, tmp_path):
-    two = Confidence(SURE.log_sigma, SURE.values[:2])
+    two = Confidence(SURE.logit_sigma, SURE.values[:2])
     with pytest.raises(ModelError, match="confidence: found that of 2 joints for 3 joints"):
         export(regressor, tmp_path, confidence=two)
     with pytest.raises(ModelError, match="confidence: found .*; expected an image regressor's"):
