@@ -157,8 +157,11 @@ class History(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         line = {"epoch": epoch + 1} | without_nan(logs)
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:  # a full disk does not name the file
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
 
 def _epoch(line: str) -> float:

@@ -145,6 +145,8 @@ def named_lost_workers(strategy: tf.distribute.Strategy, checkpoints: str) -> It
     except _LOST as error:
         if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
             raise
+        if isinstance(error, tf.errors.InternalError) and "ollective" not in str(error):
+            raise  # of this worker's own device
         reason = str(error).strip().partition("\n")[0]
         raise WorkerLost(
             f"another worker of the cluster is gone ({reason:.200}); {checkpoints}; start all "
@@ -167,18 +169,23 @@ def _multi_worker() -> tf.distribute.MultiWorkerMirroredStrategy:
             resolver = resolvers.TFConfigClusterResolver()
         elif "SLURM_STEP_ID" in os.environ:
             gpus = len(tf.config.list_physical_devices("GPU"))
+            # Without any, as many places for processes as a node could have.
             resolver = resolvers.SlurmClusterResolver(
-                gpus_per_node=max(1, gpus), auto_set_gpu=bool(gpus)
+                gpus_per_node=gpus or 1024,
+                gpus_per_task=None if gpus else 1,
+                auto_set_gpu=bool(gpus),
             )
         else:
             raise ConfigError(
                 "train.strategy: found 'multi_worker', but no cluster: neither TF_CONFIG nor "
                 "SLURM's variables are set; see docs/scaling.md"
             )
-        if resolver.task_type not in ("chief", "worker") or not resolver.cluster_spec().as_dict():
+        # SLURM's resolver knows its task only once it was asked for the cluster.
+        cluster = resolver.cluster_spec().as_dict()
+        if resolver.task_type not in ("chief", "worker") or not cluster:
             raise ConfigError(
                 f"TF_CONFIG: found a task of type {resolver.task_type!r} in a cluster of "
-                f"{resolver.cluster_spec().as_dict()}; expected a chief or worker of some"
+                f"{cluster}; expected a chief or worker of some"
             )
         return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
     except _LOST as error:

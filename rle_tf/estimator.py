@@ -180,13 +180,18 @@ class PoseEstimator(keras.Model):
             self.test_function = test_function
 
     def _execution(self, step, count: int):
-        strategy, step = self.distribute_strategy, tf.function(step, reduce_retracing=True)
+        strategy = self.distribute_strategy
+
+        @tf.function(reduce_retracing=True, jit_compile=self.jit_compile)
+        def one(data):
+            logs = strategy.run(step, args=(data,))
+            return {key: strategy.reduce("MEAN", value, axis=0) for key, value in logs.items()}
 
         @tf.function(reduce_retracing=True)
         def execution(iterator):
             for _ in range(count):
-                logs = strategy.run(step, args=(iterator.get_next(),))
-            return {key: strategy.reduce("MEAN", value, axis=0) for key, value in logs.items()}
+                logs = one(iterator.get_next())
+            return logs
 
         return execution
 
@@ -254,8 +259,8 @@ class PoseEstimator(keras.Model):
             yield
             return
         kept = [variable.numpy() for variable in self.trainable_variables]
-        optimizer.finalize_variable_values(self.trainable_variables)
         try:
+            optimizer.finalize_variable_values(self.trainable_variables)
             yield
         finally:
             for variable, value in zip(self.trainable_variables, kept, strict=True):

@@ -19,13 +19,16 @@ def written(path: Path, size: int = 0) -> Iterator[Path]:
     Raises:
         OSError: of the file's name, where it cannot be written.
     """
-    unfinished = path.with_name("unfinished" + "".join(path.suffixes[-2:]))
+    unfinished = path.with_name(f"unfinished_{path.name}")
     try:
         free = shutil.disk_usage(path.parent).free
         if free < size:
             found = f"{os.strerror(errno.ENOSPC)}: {free:,} bytes are free, {size:,} are needed"
             raise OSError(errno.ENOSPC, found)
         yield unfinished
+        # Its content before its name, also where the power goes.
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
         os.replace(unfinished, path)
     except OSError as error:
         with suppress(OSError):

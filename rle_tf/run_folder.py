@@ -235,12 +235,14 @@ class Checkpoints:
                 stay.
         """
         step = int(estimator.steps.numpy())
-        for variable in estimator.trainable_variables:
+        values = (*estimator.weights, *estimator.optimizer.variables)
+        for variable in values:
             if not np.isfinite(variable.numpy()).all():
                 self.refuse(f"a value of {variable.path} is no finite number", step)
         self.folder.mkdir(parents=True, exist_ok=True)
+        for killed in self.folder.glob("unfinished_*"):
+            killed.unlink()
         # HDF5 crashes the whole process where the disk fills up while it writes.
-        values = (*estimator.variables, *estimator.optimizer.variables)
         size = 2**20 + int(1.1 * sum(value.numpy().nbytes for value in values))
         try:
             with written(self._file(step), size) as unfinished:

@@ -1,11 +1,15 @@
 """From a config to a trained and scored regressor; resuming a run that was interrupted."""
 
+import atexit
 import logging
 import secrets
+import shutil
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from getpass import getuser
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import gettempdir
 
 import keras
 import numpy as np
@@ -21,7 +25,7 @@ from rle_tf.data.pipeline import (
     named_image_errors,
 )
 from rle_tf.data.records import PackedPeople
-from rle_tf.data.service import check_service, served, watch_service
+from rle_tf.data.service import check_service, served, watched_service
 from rle_tf.data.source import Source
 from rle_tf.distribution import (
     agree,
@@ -31,7 +35,7 @@ from rle_tf.distribution import (
     make_strategy,
     named_lost_workers,
 )
-from rle_tf.errors import ConfigError, DataError
+from rle_tf.errors import ConfigError, DataError, ModelError
 from rle_tf.estimator import PoseEstimator
 from rle_tf.evaluation import evaluate
 from rle_tf.optimization import build_optimizer
@@ -155,12 +159,10 @@ def _train(
     if service:
         # Of this attempt: an older one of the same name would go on where that had come to.
         job = f"{config.name}-{from_chief(strategy, secrets.randbits(31))}"
-        watch_service(service, f"checkpoints are in {folder.path}")
-    # Values that replicas share are read by all workers at once or by none, so that all of them
-    # do what the chief does, and theirs goes nowhere.
-    unwanted = None if chief else TemporaryDirectory(prefix="rle_tf_worker_")
-    if unwanted:
-        folder = RunFolder(Path(unwanted.name))
+    left = f"checkpoints are in {folder.path}"
+    if not chief:
+        folder = _unwanted(folder, strategy.cluster_resolver.task_id)
+        folder.checkpoints.good = start or None
     folder.path.mkdir(parents=True, exist_ok=True)
     config.save(folder.config)
 
@@ -223,7 +225,8 @@ def _train(
             people.named_errors(config.input_format),
             named_image_errors(validation.records, config.input_format),
             # Before images are suspected.
-            named_lost_workers(strategy, f"checkpoints are in {folder.path}"),
+            named_lost_workers(strategy, left),
+            watched_service(service, left) if service else nullcontext(),
         ):
             epoch, done = divmod(start, steps_per_epoch)
             if done:  # the rest of the epoch that was interrupted
@@ -231,6 +234,9 @@ def _train(
                 start = (epoch + 1) * steps_per_epoch
             if start < config.train.epochs * steps_per_epoch:
                 fit(start, config.train.epochs, steps_per_epoch)
+    except tf.errors.ResourceExhaustedError as error:  # memory, or a disk that logs are written to
+        reason = str(error).partition("\n")[0]
+        raise ModelError(f"{folder.path}: {reason:.300}; {left}") from error
     except (KeyboardInterrupt, DataError):
         # In a cluster the others do not know, and would not join in reading what is shared.
         if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
@@ -240,6 +246,16 @@ def _train(
     folder.save_regressor(estimator)
     with estimator.averaged():
         return evaluate_run(folder, config, estimator.regressor, scored, estimator.spread())
+
+
+def _unwanted(folder: RunFolder, task: int) -> RunFolder:
+    """Where a worker writes that is not the chief: what replicas share is read by all workers at
+    once or by none, so all do what the chief does. The same folder again after a kill."""
+    digest = zlib.crc32(str(folder.path.absolute()).encode())
+    path = Path(gettempdir()) / f"rle_tf_{getuser()}_{digest:08x}_{task}"
+    shutil.rmtree(path, ignore_errors=True)
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return RunFolder(path)
 
 
 def _steps_per_epoch(config: RunConfig, parts: Sequence[int]) -> int:

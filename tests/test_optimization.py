@@ -66,6 +66,22 @@ def test_only_float16_scales_the_loss(keys, scaled):
     assert adam.use_ema and adam.ema_momentum == 0.9 and adam.global_clipnorm == 2
 
 
+def test_gradients_are_clipped_to_the_norm():
+    def after(gradients, **keys) -> np.ndarray:
+        optimizer = build_optimizer(TrainConfig(batch_size=8, epochs=4, **keys), STEPS)
+        variable = keras.Variable([0.0, 0.0])
+        for gradient in gradients:
+            optimizer.apply_gradients([(keras.ops.array(gradient), variable)])
+        return variable.numpy()
+
+    # Adam takes gradients by their proportion: the second is a hundred times the first.
+    steps = [[0.6, 0.8], [60.0, 80.0]]
+    clipped = after(steps, clip_norm=1)
+    np.testing.assert_allclose(clipped, after([[0.6, 0.8]] * 2), rtol=1e-5)
+    assert np.abs(clipped - after(steps)).min() > 1e-4
+    np.testing.assert_allclose(after(steps, clip_norm=1000), after(steps), rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [

@@ -12,6 +12,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 from pycocotools.coco import COCO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -516,6 +517,36 @@ def test_a_run_reads_records_and_is_resumed(coco, tmp_path):
         train(config, broken.path, callbacks=[AtStep(STEPS + 2, interrupt)])
     assert train(config, broken.path, resume=True) == pytest.approx(scores, nan_ok=True)
     assert_same_state(broken, whole)
+
+
+def test_keys_reach_the_estimator(coco):
+    settings = ("train.accumulate=2", "train.jit_compile=true", "train.steps_per_execution=3")
+    for sync in (False, True):
+        config = config_for(coco, *settings, f"train.sync_batch_norm={sync}".lower())
+        estimator = build_estimator(config, config.open_training(), STEPS)
+        assert (estimator.accumulate, estimator.jit_compile) == (2, True)
+        assert estimator.steps_per_execution == 3
+        layers = estimator.regressor._flatten_layers()
+        norms = [each for each in layers if isinstance(each, keras.layers.BatchNormalization)]
+        assert norms and all(layer.synchronized == sync for layer in norms)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_loss_and_flow_of_a_config_in_16_bits_compute_in_32(coco, precision):
+    config = config_for(coco, f"train.precision={precision}")
+    people = config.open_training()
+    estimator = build_estimator(config, people, STEPS)
+    kinds = {layer.compute_dtype for layer in estimator.regressor._flatten_layers()}
+    assert precision in kinds
+    view = config.data.augmentation
+    batches = people.batches(config.input_format, view, batch_size=2, seed=0)
+    image, target = next(iter(batches))
+    output = estimator(image, training=True)
+    assert {value.dtype for value in output.values()} == {tf.float32}
+    assert estimator.compute_loss(image, target, output).dtype == tf.float32
+    (flow,) = estimator.flows
+    assert flow.log_prob(tf.zeros((3, 2))).dtype == tf.float32
+    assert {v.dtype for v in estimator.trainable_variables} == {"float32"}
 
 
 def test_records_of_another_skeleton(coco, tmp_path, write_mpii):

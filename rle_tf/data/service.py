@@ -8,7 +8,8 @@ import logging
 import os
 import socket
 import threading
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import tensorflow as tf
 
@@ -53,8 +54,9 @@ def check_service(service: str) -> None:
     _look(place, "data.service")
 
 
-def watch_service(service: str, left: str) -> None:
-    """Ends the process, with status 75, once the dispatcher has been gone for a minute.
+@contextmanager
+def watched_service(service: str, left: str) -> Iterator[None]:
+    """Inside, ends the process, with status 75, once the dispatcher has been gone for a minute.
 
     TensorFlow's client would wait for it forever.
 
@@ -63,10 +65,13 @@ def watch_service(service: str, left: str) -> None:
         left: What the message says that there is to go on from.
     """
 
+    over = threading.Event()
+
     def watch() -> None:
         missed = 0
         while missed < LOOKS:
-            time.sleep(LOOK_SECONDS)
+            if over.wait(LOOK_SECONDS):
+                return
             try:
                 _look(service.partition("://")[2], "data.service")
                 missed = 0
@@ -79,6 +84,10 @@ def watch_service(service: str, left: str) -> None:
         os._exit(os.EX_TEMPFAIL)
 
     threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def _look(place: str, entry: str) -> None:

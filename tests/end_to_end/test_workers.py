@@ -173,7 +173,9 @@ def test_workers_train_on_records(recipe, tmp_path, rle_tf):
         said = rle_tf(tmp_path, "records", recipe, "--out", packed, "--shards", 4)
         assert "120 people" in said
     folder = RunFolder(tmp_path / "run")
-    train(recipe, folder.path, 2, f"data.records={packed}")
+    # Batch statistics of each replica, and micro-batches of three.
+    settings = ("train.sync_batch_norm=false", "train.accumulate=2", "train.clip_norm=1.0")
+    train(recipe, folder.path, 2, f"data.records={packed}", *settings)
     assert folder.checkpoints.steps() == [STEPS, 2 * STEPS]
     assert json.loads(folder.metrics.read_text())["PCK@0.1"] >= 0
 
@@ -190,15 +192,32 @@ def train(recipe: Path, out: Path, workers: int, *overrides: str) -> None:
     command += [part for override in overrides for part in ("--set", override)]
     if workers > 1:
         command += ["--set", "train.strategy=multi_worker"]
+    run_all(command, environments(workers))
+
+
+def run_all(command: list[str], variables: list[dict]) -> None:
     processes = [
         subprocess.Popen(
             command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
-        for env in environments(workers)
+        for env in variables
     ]
     for process in processes:
         _, errors = process.communicate(timeout=400)
         assert process.returncode == 0, errors[-3000:]
+
+
+def test_slurm_s_variables_make_a_cluster(recipe, single, tmp_path):
+    """Two tasks of a step on one node, as srun would start them."""
+    (base,) = environments(1)
+    step = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost",
+            "SLURM_STEP_TASKS_PER_NODE": "2"}  # fmt: skip
+    folder = RunFolder(tmp_path / "run")
+    command = [sys.executable, "-m", "rle_tf", "train", str(recipe), "--out", str(folder.path)]
+    command += ["--set", "train.strategy=multi_worker"]
+    run_all(command, [base | step | {"SLURM_PROCID": str(index)} for index in range(2)])
+    assert folder.checkpoints.steps() == [STEPS, 2 * STEPS]
+    assert_same_model(folder, single[0])
 
 
 @pytest.mark.parametrize("workers", [2, 3])
@@ -208,13 +227,7 @@ def test_gradients_of_workers_are_those_of_one_process(recipe, tmp_path, workers
         file = tmp_path / f"{number}.npz"
         strategy = [] if number == 1 else ["train.strategy=multi_worker"]
         command = [sys.executable, "-c", GRADIENTS, str(recipe), str(file), *strategy]
-        processes = [
-            subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
-            for env in environments(number)
-        ]
-        for process in processes:
-            _, errors = process.communicate(timeout=300)
-            assert process.returncode == 0, errors[-3000:]
+        run_all(command, environments(number))
         with np.load(file) as gradients:
             found.append(dict(gradients))
     single, cluster = found
