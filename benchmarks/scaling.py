@@ -11,7 +11,8 @@ The first trains with real processes on loopback in three ways, the whole batch 
 - alone: that too, and each process trains its part of the batch for itself at the same time.
 
 So compute is "alone", all-reduce is "no input" less that, input is "whole" less "no input". The
-second is arithmetic: the time of a ring all-reduce of the gradients beside a step's compute.
+second is arithmetic: the time of a ring all-reduce of the regressor's gradients (the flow's are a
+thousandth) after a step's compute, without overlap, on a batch that grows with the GPUs.
 docs/scaling.md has the figures of both.
 """
 
@@ -117,13 +118,13 @@ def estimate(recipe: str, overrides: list[str], numbers: list[int], compute_ms: 
     """A ring sends 2 (n - 1) / n of the gradients' bytes through each GPU's link."""
     config = load_config(recipe, overrides)
     regressor = config.model.model_copy(update={"weights": None}).build(
-        config.open_source("val").skeleton, 2, config.data.image_size
+        config.data.source.skeleton, 2, config.data.image_size
     )
     size = 4 * sum(int(np.prod(v.shape)) for v in regressor.trainable_variables)
     table = Table("GPUs", "link", "all-reduce, ms", "step, ms", "of linear speed")
     table.title = f"{recipe}: {size / 1e6:.0f} MB of gradients, {compute_ms:g} ms of compute"
     for number in numbers:
-        _, link, bandwidth = next(row for row in reversed(LINKS) if number >= row[0])
+        _, link, bandwidth = next((row for row in reversed(LINKS) if number >= row[0]), LINKS[0])
         reduce_ms = 1000 * 2 * (number - 1) / number * size / bandwidth
         step = compute_ms + reduce_ms
         table.add_row(

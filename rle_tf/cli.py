@@ -139,7 +139,7 @@ def train(
     restarts: Annotated[
         int,
         typer.Option(
-            help="So often a training that crashed, or whose cluster lost a worker, is started "
+            help="So often a training that was killed, or whose cluster lost a worker, is started "
             "again from its newest checkpoint; one that is in --out already is gone on with.",
             min=0,
         ),

@@ -153,8 +153,16 @@ def test_a_joint_that_is_rarely_labelled_takes_what_fits_all():
     assert (only.confidence.values[0] == only.confidence.values[1]).all()
 
 
-@pytest.mark.parametrize("dims", [2, 3])
-@pytest.mark.parametrize("convention", ["paper", "official"])
+@pytest.mark.parametrize(
+    ("convention", "dims"),
+    [
+        ("paper", 2),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("paper", 3), ("official", 2), ("official", 3))
+        ),
+    ],
+)
 def test_of_a_density_with_a_flow_its_own_draws_are_calibrated(dims, convention):
     """Nothing to correct: a factor of 1, and each region holds its share of the draws."""
     keras.utils.set_random_seed(0)

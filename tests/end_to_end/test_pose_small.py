@@ -39,6 +39,10 @@ def test_what_is_shipped_is_small_and_calibrated(pose):
 
 
 def test_where_nobody_is_it_is_not_sure(pose):
+    """Less than three fifths as sure as of people."""
+    card = (REPOSITORY / "MODEL_CARD.md").read_text()
+    (line,) = [line for line in card.splitlines() if line.startswith("| 1,880 as they are")]
+    usual = float(line.split("|")[2])
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8))
     images = [
@@ -48,7 +52,7 @@ def test_where_nobody_is_it_is_not_sure(pose):
     ]
     for image in images:
         poses = pose(image, np.array([[0.0, 0, 127, 127]]))
-        assert poses.confidences.mean() < 0.35 and np.isfinite(poses.keypoints).all()
+        assert poses.confidences.mean() < 0.6 * usual and np.isfinite(poses.keypoints).all()
 
 
 def test_it_is_what_predict_takes_by_default(rle_tf, tmp_path):

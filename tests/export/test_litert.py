@@ -401,7 +401,7 @@ def test_a_network_without_depthwise_convolutions_is_int8_from_its_first_layer(t
     assert found == {"stem": [], "heads": ["FULLY_CONNECTED"] * 2}
 
 
-@pytest.mark.parametrize("window", [None, 1.2])
+@pytest.mark.parametrize("window", [pytest.param(None, marks=pytest.mark.slow), 1.2])
 def test_with_a_pyramid_all_but_stem_and_heads_is_int8(tmp_path, window):
     """The features are two maps there, of which one is made of the other and a finer one."""
     keras.utils.set_random_seed(0)
