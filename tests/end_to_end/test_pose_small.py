@@ -38,21 +38,24 @@ def test_what_is_shipped_is_small_and_calibrated(pose):
     assert read_metadata(MODEL / "1")["skeleton"] == "person19"
 
 
-def test_where_nobody_is_it_is_not_sure(pose):
-    """Less than three fifths as sure as of people."""
-    card = (REPOSITORY / "MODEL_CARD.md").read_text()
-    (line,) = [line for line in card.splitlines() if line.startswith("| 1,880 as they are")]
-    usual = float(line.split("|")[2])
+def nobody(kind: str) -> np.ndarray:
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8))
-    images = [
-        np.full((128, 128, 3), 127, np.uint8),
-        rng.integers(0, 256, (128, 128, 3), np.uint8),
-        np.asarray(coarse.resize((128, 128), Image.Resampling.BICUBIC)),
-    ]
-    for image in images:
-        poses = pose(image, np.array([[0.0, 0, 127, 127]]))
-        assert poses.confidences.mean() < 0.6 * usual and np.isfinite(poses.keypoints).all()
+    return {
+        "grey": np.full((128, 128, 3), 127, np.uint8),
+        "noise": rng.integers(0, 256, (128, 128, 3), np.uint8),
+        "coarse": np.asarray(coarse.resize((128, 128), Image.Resampling.BICUBIC)),
+    }[kind]
+
+
+# The first version of the model was below .35 of all three.
+MISSED = pytest.mark.xfail(strict=True, reason="the model that is shipped says .37, see its card")
+
+
+@pytest.mark.parametrize("kind", ["grey", "noise", pytest.param("coarse", marks=MISSED)])
+def test_where_nobody_is_it_is_not_sure(pose, kind):
+    poses = pose(nobody(kind), np.array([[0.0, 0, 127, 127]]))
+    assert poses.confidences.mean() < 0.35 and np.isfinite(poses.keypoints).all()
 
 
 def test_it_is_what_predict_takes_by_default(rle_tf, tmp_path):
