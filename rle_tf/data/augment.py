@@ -28,9 +28,9 @@ class Augmentation(BaseModel):
         half_body_margin: The factor on the half's own box.
         colour: Each channel is multiplied by a factor drawn from 1 plus and minus this.
         occlusion_area: A rectangle of noise hides up to this share of the person's box.
-        joint_occlusion: Probability that one labelled joint is hidden by a square of noise, of one
-            grey, or of another part of the crop, `JOINT_OCCLUDER` of the crop wide: sigma learns
-            from it what a hidden joint looks like.
+        joint_occlusion: Probability that one labelled joint is hidden by a square of noise, of
+            blotches, of one grey, or of another part of the crop, `JOINT_OCCLUDER` of the crop
+            wide: sigma learns from it what a hidden joint looks like.
         keep_outside: Whether joints outside the crop (and depths beyond +-1 m) are supervised.
     """
 
@@ -61,7 +61,9 @@ class Augmentation(BaseModel):
 # Rectangles that are drawn until one lies inside the image.
 OCCLUSION_TRIES = 8
 # Shares of the crop's width between which the square over a joint is wide.
-JOINT_OCCLUDER = (0.1, 0.3)
+JOINT_OCCLUDER = (0.1, 0.5)
+# Blotches a side of the crop.
+BLOTCHES = 8
 # How many uniform random numbers a sample takes: the view's, the colour's, the rectangles', and
 # those of the square over a joint.
 VIEW_DRAWS = 6
@@ -369,12 +371,16 @@ def occlude_joint(
     grid = tf.stack(tf.meshgrid(tf.range(float(width)), tf.range(float(height))), axis=-1)
     hidden = tf.reduce_all(tf.abs(grid - centre) < half, axis=-1, keepdims=True)
 
+    def noise(shape):
+        # Another seed than those of the draws and of the rectangle's noise.
+        return tf.random.stateless_uniform(shape, seed=seed + [2, 0], maxval=255.0)
+
     def cover():
         return tf.switch_case(
-            tf.cast(3 * kind, tf.int32),
+            tf.cast(4 * kind, tf.int32),
             (
-                # Other seeds than those of the draws and of the rectangle's noise.
-                lambda: tf.random.stateless_uniform(crop.shape, seed=seed + [2, 0], maxval=255.0),
+                lambda: noise(crop.shape),
+                lambda: tf.image.resize(noise((BLOTCHES, BLOTCHES, 3)), (height, width)),
                 lambda: tf.fill(crop.shape, 255 * level),
                 lambda: tf.roll(crop, tf.cast(tf.stack(shift) * size[::-1], tf.int32), axis=(0, 1)),
             ),

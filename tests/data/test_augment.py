@@ -496,7 +496,7 @@ def test_a_square_hides_the_joint_that_is_drawn(side):
         assert np.sqrt(hidden.sum()) == pytest.approx(96 * (low + (high - low) * side), abs=1)
 
 
-def test_covers_are_noise_a_grey_and_another_part_of_the_crop():
+def test_covers_are_noise_blotches_a_grey_and_another_part_of_the_crop():
     crop = tf.random.stateless_uniform((64, 48, 3), (0, 1), 0, 255)
     places, labelled = np.float32([[24, 32]]), np.array([True])
 
@@ -504,13 +504,19 @@ def test_covers_are_noise_a_grey_and_another_part_of_the_crop():
         draws = square(0.5, 0.9, kind, 0.3, 0.5, 0.25)
         return occlude_joint(crop, places, labelled, 1.0, draws, tf.constant(seed)).numpy()
 
-    noise, grey, part = covered(0.1), covered(0.5), covered(0.9)
+    noise, blotches, grey, part = (covered(kind) for kind in (0.1, 0.3, 0.5, 0.9))
     hidden = (grey != crop.numpy()).any(axis=-1)
-    for other in (noise, part):
+    for other in (noise, blotches, part):
         np.testing.assert_array_equal((other != crop.numpy()).any(axis=-1), hidden)
     assert noise[hidden].std() == pytest.approx(73.6, rel=0.1)
     assert np.corrcoef(noise[hidden].ravel(), crop.numpy()[hidden].ravel())[0, 1] < 0.2
     assert (covered(0.1, seed=(0, 2))[hidden] != noise[hidden]).mean() > 0.99
+    # Neighbours of noise have nothing in common, those of blotches nearly everything.
+    rows, columns = (slice(edges.min(), edges.max() + 1) for edges in np.nonzero(hidden))
+    for cover, least, most in ((noise, -0.2, 0.2), (blotches, 0.9, 1.0)):
+        patch = cover[rows, columns]
+        alike = np.corrcoef(patch[:, 1:].ravel(), patch[:, :-1].ravel())[0, 1]
+        assert least < alike < most
     np.testing.assert_array_equal(part[hidden], np.roll(crop, (32, 12), axis=(0, 1))[hidden])
 
 
