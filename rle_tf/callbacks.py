@@ -30,7 +30,7 @@ DRAWN_HEIGHT = 384
 
 
 class StopAtNaN(keras.callbacks.Callback):
-    """Stops at a loss that is no number, and names the people that it was of.
+    """Stops at a loss that is no number, and names the images that it may come of.
 
     Args:
         checkpoints: Of the run, for the message.
@@ -47,12 +47,20 @@ class StopAtNaN(keras.callbacks.Callback):
             return
         step = int(self.model.steps.numpy())
         # Of an execution of several steps it may be any.
-        steps = range(step - self.model.steps_per_execution, step)
-        images = list(dict.fromkeys(image for each in steps for image in self.images(each)))
-        shown = ", ".join(images[:NAMED_IMAGES])
-        more = f" and {len(images) - NAMED_IMAGES} more" if len(images) > NAMED_IMAGES else ""
-        where = f", whose batch is of {shown}{more}" if images else ""
+        first = step - self.model.steps_per_execution
+        where = ""
+        if images := self._named(range(first, step)):
+            where = f", whose batch is of {images}"
+            # A loss can be a number where its gradient is none.
+            if first:
+                before = self._named(range(first - 1, first))
+                where += f"; or its weights were spoilt by the batch before, of {before}"
         self.checkpoints.refuse(f"the loss is {float(logs['loss'])}", step, where)
+
+    def _named(self, steps: range) -> str:
+        images = list(dict.fromkeys(image for each in steps for image in self.images(each)))
+        more = f" and {len(images) - NAMED_IMAGES} more" if len(images) > NAMED_IMAGES else ""
+        return ", ".join(images[:NAMED_IMAGES]) + more
 
 
 class Save(keras.callbacks.Callback):

@@ -26,7 +26,7 @@ data:
     kind: synthetic
     root: {root}
     train_people: 120
-    val_people: 25
+    val_people: 30
     rendered_size: [80, 80]
   image_size: [64, 32]
 model: {{backbone: resnet18, output_layer: layer1_0_out}}
@@ -82,7 +82,7 @@ def recipe(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("workers")
     for split in ("train", "val"):
         SyntheticSource(
-            root / "people", split, train_people=120, val_people=25, rendered_size=(80, 80)
+            root / "people", split, train_people=120, val_people=30, rendered_size=(80, 80)
         )
     path = root / "recipe.yaml"
     path.write_text(RECIPE.format(root=root / "people"))
@@ -152,10 +152,8 @@ def test_workers_do_what_one_process_does(recipe, single, tmp_path, workers):
     wanted = [json.loads(line) for line in single[0].history.read_text().splitlines()]
     for line, other in zip(history, wanted, strict=True):
         assert line["loss"] == pytest.approx(other["loss"], abs=1e-4)
-    scores = json.loads(folder.metrics.read_text())
-    assert scores["PCK@0.1"] == pytest.approx(
-        json.loads(single[0].metrics.read_text())["PCK@0.1"], abs=0.01
-    )
+        assert line["val_loss"] == pytest.approx(other["val_loss"], abs=1e-4)
+    assert_same_scores(folder, single[0])
 
 
 def test_averages_and_executions_of_several_steps(recipe, tmp_path):
@@ -185,6 +183,22 @@ def test_workers_train_on_records(recipe, tmp_path, rle_tf):
     shard.write_bytes(content)
     said = rle_tf(tmp_path, "records", recipe, "--out", packed, "--shards", 4, status=1)
     assert f"{shard.name}: has another checksum than index.json says" in " ".join(said.split())
+
+
+def test_workers_of_two_recipes_are_refused(recipe, tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "rle_tf", "train", str(recipe), "--out", str(out)]
+    command += ["--set", "train.strategy=multi_worker", "--set"]
+    processes = [
+        subprocess.Popen([*command, f"train.learning_rate={rate}"], env=env, stdout=subprocess.PIPE,
+                         stderr=subprocess.STDOUT, text=True)
+        for env, rate in zip(environments(2), (1e-4, 2e-4), strict=True)
+    ]  # fmt: skip
+    for process in processes:
+        said, _ = process.communicate(timeout=200)
+        assert process.returncode == 1
+        assert "recipe's checksum: this worker has" in " ".join(said.split()), said[-3000:]
+    assert RunFolder(out).checkpoints.steps() == []
 
 
 def train(recipe: Path, out: Path, workers: int, *overrides: str) -> None:
@@ -267,6 +281,14 @@ def test_a_cluster_survives_kills(recipe, single, tmp_path):
     lines = [json.loads(line) for line in folder.history.read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2]
     assert_same_model(folder, single[0])
+    assert_same_scores(folder, single[0])
+
+
+def assert_same_scores(folder: RunFolder, wanted: RunFolder) -> None:
+    ours, theirs = (json.loads(f.metrics.read_text()) for f in (folder, wanted))
+    assert ours.keys() == theirs.keys()
+    for name in ("PCK@0.1", "AP"):
+        assert ours[name] == pytest.approx(theirs[name], abs=0.01), name
 
 
 def assert_same_model(folder: RunFolder, wanted: RunFolder) -> None:
