@@ -22,4 +22,4 @@ class ModelError(RLEError):
 
 
 class WorkerLost(RLEError):
-    """Another process of a cluster is gone; the same run can be resumed by all of them."""
+    """Another process that the training needs is gone; the same run can be resumed."""

@@ -6,6 +6,7 @@ as they come: everybody once an epoch, in nearly the order of the numbers.
 
 import logging
 import os
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -13,13 +14,15 @@ from contextlib import contextmanager
 
 import tensorflow as tf
 
-from rle_tf.errors import ConfigError, DataError
+from rle_tf.errors import ConfigError, DataError, WorkerLost
 
 LOG = logging.getLogger(__name__)
 
 PROTOCOL = "grpc"
 # Looked for so often, and lost after so many times that nobody answers.
 LOOK_SECONDS, LOOKS = 10.0, 6
+# How dispatchers speak of a job that they never heard of.
+_FORGOTTEN = re.compile(r"\b(Iteration|Job|Dataset|Task)\b[\w ]* not found", re.IGNORECASE)
 
 
 def served(batches: tf.data.Dataset, service: str, job: str) -> tf.data.Dataset:
@@ -63,8 +66,10 @@ def watched_service(service: str, left: str) -> Iterator[None]:
     Args:
         service: `grpc://host:port`.
         left: What the message says that there is to go on from.
-    """
 
+    Raises:
+        WorkerLost: if a dispatcher is there again that does not know what it had handed out.
+    """
     over = threading.Event()
 
     def watch() -> None:
@@ -86,6 +91,14 @@ def watched_service(service: str, left: str) -> Iterator[None]:
     threading.Thread(target=watch, daemon=True).start()
     try:
         yield
+    except tf.errors.NotFoundError as error:
+        if not _FORGOTTEN.search(error.message):
+            raise
+        raise WorkerLost(
+            f"data.service: {service} was started anew and no longer knows of this training; "
+            f"{left}; go on with --resume, which --restarts does by itself (with --work-dir a "
+            "dispatcher keeps what it knows)"
+        ) from error
     finally:
         over.set()
 

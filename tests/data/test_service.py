@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -119,44 +118,96 @@ def rle_tf(*arguments: str, out: Path) -> subprocess.Popen:
         )  # fmt: skip
 
 
-@pytest.mark.slow
-def test_a_training_from_the_command_line_and_a_dispatcher_that_is_lost(tmp_path):
-    """It ends with status 75, and what it has saved is whole."""
-    port, run = free_port(), tmp_path / "run"
-    dispatcher = rle_tf("data-service", "dispatcher", "--port", str(port), out=tmp_path / "d.log")
-    processes = [dispatcher]
-    try:
-        deadline = time.monotonic() + 60
-        while "dispatcher:" not in (tmp_path / "d.log").read_text():
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-        processes += [
-            rle_tf("data-service", "worker", "--dispatcher", f"localhost:{port}",
-                   out=tmp_path / f"w{index}.log")
-            for index in range(2)
-        ]  # fmt: skip
-        training = rle_tf(
-            "train", str(recipe(tmp_path, epochs=10_000)), "--out", str(run),
-            "--set", f"data.service=grpc://localhost:{port}", out=tmp_path / "t.log",
+class Cluster:
+    """A training, its dispatcher and two workers, each a process from the command line."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.run, self.port = folder, folder / "run", free_port()
+        self.processes = []
+
+    def start(self, name: str, *arguments: str) -> subprocess.Popen:
+        self.processes.append(rle_tf(*arguments, out=self.folder / f"{name}.log"))
+        return self.processes[-1]
+
+    def start_dispatcher(self, *options: str) -> subprocess.Popen:
+        return self.start("d", "data-service", "dispatcher", "--port", str(self.port), *options)
+
+    def start_training(self) -> subprocess.Popen:
+        self.until(lambda: "dispatcher:" in (self.folder / "d.log").read_text())
+        for index in range(2):
+            place = f"localhost:{self.port}"
+            self.start(f"w{index}", "data-service", "worker", "--dispatcher", place)
+        training = self.start(
+            "t", "train", str(recipe(self.folder, epochs=10_000)), "--out", str(self.run),
+            "--set", f"data.service=grpc://localhost:{self.port}",
         )  # fmt: skip
-        processes.append(training)
+        self.until(lambda: self.epochs() > 0)
+        return training
+
+    def until(self, done) -> None:
         deadline = time.monotonic() + 120
-        while not (run / "history.jsonl").exists():
-            assert training.poll() is None, (tmp_path / "t.log").read_text()
+        while not done():
+            assert [process.poll() for process in self.processes[1:]] == [None] * (
+                len(self.processes) - 1
+            ), (self.folder / "t.log").read_text()
             assert time.monotonic() < deadline
             time.sleep(0.2)
-        for process in processes[:-1]:
-            process.send_signal(signal.SIGKILL)
-        assert training.wait(timeout=150) == os.EX_TEMPFAIL
-    finally:
-        for process in processes:
-            process.kill()
-    log = (tmp_path / "t.log").read_text()
-    assert re.search(rf"data\.service: grpc://localhost:{port} no longer answers; checkpoints", log)
-    history = (run / "history.jsonl").read_text()
+
+    def epochs(self) -> int:
+        history = self.run / "history.jsonl"
+        return len(history.read_text().splitlines()) if history.exists() else 0
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    cluster = Cluster(tmp_path)
+    yield cluster
+    for process in cluster.processes:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+def test_a_training_from_the_command_line_and_a_dispatcher_that_is_lost(cluster):
+    """It ends with status 75, and what it has saved is whole."""
+    cluster.start_dispatcher()
+    training = cluster.start_training()
+    for process in cluster.processes[:-1]:
+        process.send_signal(signal.SIGKILL)
+    assert training.wait(timeout=150) == os.EX_TEMPFAIL
+    log = (cluster.folder / "t.log").read_text()
+    assert f"data.service: grpc://localhost:{cluster.port} no longer answers; checkpoints" in log
+    history = (cluster.run / "history.jsonl").read_text()
     epochs = [json.loads(line)["epoch"] for line in history.splitlines()]
     assert epochs == list(range(1, len(epochs) + 1))
-    config = load_config(run / "config.yaml", ["data.service=null", f"train.epochs={len(epochs)}"])
+    config = load_config(
+        cluster.run / "config.yaml", ["data.service=null", f"train.epochs={len(epochs)}"]
+    )
     from rle_tf.training import train
 
-    assert train(config, run, resume=True)
+    assert train(config, cluster.run, resume=True)
+
+
+@pytest.mark.slow
+def test_a_dispatcher_that_is_started_again_where_it_was_goes_on(cluster):
+    options = ("--work-dir", str(cluster.folder / "dispatcher"))
+    dispatcher = cluster.start_dispatcher(*options)
+    cluster.start_training()
+    dispatcher.kill()
+    dispatcher.wait()
+    cluster.processes[0] = cluster.start_dispatcher(*options)
+    done = cluster.epochs()
+    # What was made before is used up meanwhile.
+    cluster.until(lambda: cluster.epochs() > done + 20)
+
+
+@pytest.mark.slow
+def test_a_dispatcher_that_knows_nothing_of_the_training(cluster):
+    dispatcher = cluster.start_dispatcher()
+    training = cluster.start_training()
+    dispatcher.kill()
+    dispatcher.wait()
+    cluster.start_dispatcher()
+    assert training.wait(timeout=150) == os.EX_TEMPFAIL
+    said = " ".join((cluster.folder / "t.log").read_text().split())
+    assert "was started anew and no longer knows of this training; checkpoints are in" in said
