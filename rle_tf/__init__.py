@@ -48,6 +48,7 @@ _HOMES = {
     "L1Loss": "losses",
     "L2Loss": "losses",
     "DensityLoss": "losses",
+    "HeatmapLoss": "losses",
     "MapLoss": "losses",
     "PoseEstimator": "estimator",
     "RunConfig": "config",

@@ -29,7 +29,7 @@ from rle_tf.data.source import InputFormat, Source
 from rle_tf.errors import ConfigError
 from rle_tf.files import write_whole
 from rle_tf.flow import RealNVP
-from rle_tf.losses import DensityLoss, L1Loss, L2Loss, PoseLoss, RLELoss
+from rle_tf.losses import DensityLoss, HeatmapLoss, L1Loss, L2Loss, PoseLoss, RLELoss
 from rle_tf.models.lifting import build_lifter
 from rle_tf.models.regressor import BACKBONES, HEADS, build_regressor
 from rle_tf.skeletons import Skeleton
@@ -42,11 +42,13 @@ class ModelConfig(Section):
         backbone: Its name.
         weights: `null` (random), `imagenet` (downloaded), or a file of backbone weights.
         output_layer: The backbone is cut at this layer.
-        head: `pooled` (the paper's) or `soft_argmax`.
+        head: `pooled` (the paper's), `soft_argmax` or `heatmap`, which loss heatmap trains.
         feature_norm: Whether the mean head divides its features by their L2 norm.
         freeze: Layers of the backbone up to this one are not trained.
-        pyramid: Finer maps that head `soft_argmax` looks at, names of layers from fine to coarse.
+        pyramid: Finer maps that a head with maps looks at, names of layers from fine to coarse.
         pyramid_channels: Of the map that they are merged into.
+        deconvolutions: Transposed convolutions before the maps of a head that has some, each of
+            which doubles their size; SimpleBaseline and the integral baseline have three.
         map_sigma: Whether sigma sees what the maps of head `soft_argmax` look at.
         map_window: The mean is taken about the highest cell of those, under a normal window of so
             many cells; `null` for that of the whole map.
@@ -61,12 +63,18 @@ class ModelConfig(Section):
     freeze: str | None = None
     pyramid: tuple[str, ...] = ()
     pyramid_channels: int = Field(128, gt=0)
+    deconvolutions: int = Field(0, ge=0, le=5)
     map_sigma: bool = False
     map_window: float | None = Field(None, gt=0)
 
     @model_validator(mode="after")
-    def _maps_are_of_soft_argmax(self):
-        for key in ("pyramid", "map_sigma", "map_window"):
+    def _heads_have_maps(self):
+        for key in ("pyramid", "deconvolutions"):
+            if getattr(self, key) and self.head == "pooled":
+                raise ValueError(
+                    f"{key} is of heads soft_argmax and heatmap; expected none with {self.head}"
+                )
+        for key in ("map_sigma", "map_window"):
             if getattr(self, key) and self.head != "soft_argmax":
                 raise ValueError(f"{key} is of head soft_argmax; expected none with {self.head}")
         return self
@@ -85,6 +93,7 @@ class ModelConfig(Section):
             freeze=self.freeze,
             pyramid=self.pyramid,
             pyramid_channels=self.pyramid_channels,
+            deconvolutions=self.deconvolutions,
             map_sigma=self.map_sigma,
             map_window=self.map_window,
         )
@@ -156,6 +165,20 @@ class DensityLossConfig(Section):
 
     def build(self, dims: int) -> PoseLoss:
         return DensityLoss(self.kind)
+
+
+class HeatmapLossConfig(Section):
+    """Squared error of heatmaps, for head heatmap.
+
+    Attributes:
+        sigma_cells: Of a wanted peak, in cells of the map.
+    """
+
+    kind: Literal["heatmap"]
+    sigma_cells: float = Field(2.0, gt=0)
+
+    def build(self, dims: int) -> PoseLoss:
+        return HeatmapLoss(self.sigma_cells)
 
 
 class TrainConfig(Section):
@@ -282,7 +305,8 @@ class RunConfig(Section):
         Discriminator(_model_kind),
     ]
     loss: Annotated[
-        RLELossConfig | L1LossConfig | L2LossConfig | DensityLossConfig, Field(discriminator="kind")
+        RLELossConfig | L1LossConfig | L2LossConfig | DensityLossConfig | HeatmapLossConfig,
+        Field(discriminator="kind"),
     ] = RLELossConfig()
     train: TrainConfig
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -305,6 +329,17 @@ class RunConfig(Section):
             raise ValueError(
                 f"train.map_weight: found {self.train.map_weight} for a model without maps; "
                 "expected 0, or model.head soft_argmax"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _heatmaps_have_a_loss_of_their_own(self):
+        head = getattr(self.model, "head", None)
+        if (self.loss.kind == "heatmap") != (head == "heatmap"):
+            found = f"model.head {head}" if head else f"model.kind {self.model.kind}"
+            raise ValueError(
+                f"loss.kind: found {self.loss.kind} with {found}; expected loss heatmap with head "
+                "heatmap, and any other with head pooled or soft_argmax"
             )
         return self
 

@@ -61,7 +61,8 @@ class PoseEstimator(keras.Model):
         self.map_weight = map_weight
         self._map_loss = MapLoss()
         # In a closure, which Keras does not look into: the layers are the regressor's own.
-        self._forward = _with_scores(regressor) if map_weight else regressor.__call__
+        maps_taught = map_weight or loss.of_maps
+        self._forward = _with_scores(regressor) if maps_taught else regressor.__call__
         self.regressor = regressor
         # Keras tracks layers, not losses: held here, the flows are trained and saved.
         self.flow: RealNVP | None = loss.flow
@@ -337,12 +338,13 @@ class PoseEstimator(keras.Model):
 
 
 def _with_scores(regressor: keras.Model) -> Callable:
-    """The regressor's call, which also gives the "scores" (B, K, h, w) of head "soft_argmax"."""
+    """The regressor's call, which also gives the "scores" (B, K, h, w) of a head with maps."""
     try:
         scores = regressor.get_layer("score_maps").output
     except ValueError:
         raise ModelError(
-            f"map_weight: regressor '{regressor.name}' has no maps; expected head soft_argmax"
+            f"regressor '{regressor.name}' has no maps, which HeatmapLoss and a map_weight teach; "
+            "expected head heatmap for the one, soft_argmax for the other"
         ) from None
     outputs = {**regressor.output, "scores": keras.ops.transpose(scores, (0, 3, 1, 2))}
     model = keras.Model(regressor.input, outputs)

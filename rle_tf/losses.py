@@ -43,6 +43,8 @@ class PoseLoss(keras.losses.Loss):
 
     flow = None
     flow_2d = None
+    # Whether the output needs "scores" (B, K, h, w), the maps of a head that has some.
+    of_maps = False
 
     def __init__(self, name: str, reduction: str | None):
         super().__init__(name=name, reduction=reduction, dtype="float32")
@@ -148,6 +150,78 @@ class L2Loss(_MeanLoss):
 
     def __init__(self, reduction: str | None = "sum_over_batch_size", name: str = "l2_loss"):
         super().__init__(name, reduction)
+
+
+@keras.saving.register_keras_serializable(package="rle_tf")
+class HeatmapLoss(PoseLoss):
+    """The loss of heatmap methods (Xiao et al., "Simple baselines for human pose estimation and
+    tracking", ECCV 2018): half the mean squared difference between the maps and the wanted ones,
+    over cells and joints, (B,).
+
+    A wanted map is `exp(-d^2 / (2 sigma_cells^2))`, d the distance from the joint in cells. A joint
+    farther outside the crop than three such sigmas is not supervised (as there); a joint's term is
+    times its smallest weight.
+
+    Called with `output["scores"]` (B, K, h, w), the maps of head "heatmap", beside "mu" and
+    "log_sigma", which get no gradient.
+
+    Args:
+        sigma_cells: Of the wanted peaks; 2 on 64x48 cells in SimpleBaseline.
+        reduction: that of `keras.losses.Loss`.
+        name: name of the loss.
+
+    Raises:
+        ModelError: `sigma_cells` is not above 0; when called, shapes differ, or joints have depths.
+    """
+
+    of_maps = True
+
+    def __init__(
+        self,
+        sigma_cells: float = 2.0,
+        reduction: str | None = "sum_over_batch_size",
+        name: str = "heatmap_loss",
+    ):
+        if not sigma_cells > 0:
+            raise ModelError(f"HeatmapLoss: sigma_cells is {sigma_cells}, expected more than 0")
+        super().__init__(name, reduction)
+        self.sigma_cells = sigma_cells
+
+    def call(self, target, output):
+        _, weight, _ = self._supervised_error(target, output)
+        if weight.shape[-1] != 2:
+            raise ModelError(
+                f"{self.name}: target has shape {weight.shape}, expected (B, K, 2): maps have no "
+                "depth"
+            )
+        scores = output["scores"]
+        size = np.array(scores.shape[:1:-1], "float32")  # width, height
+        place, counted = _cells(target["keypoints"], weight, size)
+        reach = 3 * self.sigma_cells
+        counted &= tf.reduce_all((place > -reach - 1) & (place < size + reach), axis=-1)
+        wanted = tf.exp(_log_normal(place, size, self.sigma_cells))
+        squares = tf.reduce_mean(tf.square(scores - wanted), axis=[2, 3])
+        weight = tf.where(counted, tf.reduce_min(weight, axis=-1), 0.0)
+        return 0.5 * tf.reduce_mean(weight * squares, axis=-1)
+
+    def get_config(self):
+        return {"sigma_cells": self.sigma_cells, **super().get_config()}
+
+
+def _cells(keypoints, weight, size):
+    """x and y (B, K, 2) of joints in cells of a map, from the centre of the first, and which joints
+    are supervised in both, (B, K); 0 for the others."""
+    counted = tf.reduce_all(weight[..., :2] != 0, axis=-1)
+    xy = tf.where(counted[..., None], keypoints[..., :2], 0.0)
+    return (xy + 0.5) * size - 0.5, counted
+
+
+def _log_normal(place, size, sigma: float):
+    """-d^2 / (2 sigma^2) in each cell, d its distance from `place` (B, K, 2): (B, K, h, w)."""
+    width, height = size
+    along_x = tf.square((tf.range(width) - place[..., 0, None]) / sigma)
+    along_y = tf.square((tf.range(height) - place[..., 1, None]) / sigma)
+    return -0.5 * (along_y[..., :, None] + along_x[..., None, :])
 
 
 def _inverse_sigma(error, log_sigma):
@@ -406,16 +480,12 @@ class MapLoss(keras.losses.Loss):
         super().__init__(name=name, reduction=reduction, dtype="float32")
 
     def call(self, target, scores):
-        height, width = scores.shape[2:]
-        xy, weight = target["keypoints"][..., :2], target["weight"][..., :2]
-        counted = tf.reduce_all((weight != 0) & (tf.abs(xy) < 0.5), axis=-1)
-        # In cells, from the centre of the first.
-        place = (tf.where(counted[..., None], xy, 0.0) + 0.5) * (width, height) - 0.5
-        x, y = place[..., 0, None], place[..., 1, None]
-        log_x = -0.5 * tf.square(tf.range(float(width)) - x)
-        log_y = -0.5 * tf.square(tf.range(float(height)) - y)
-        log_wanted = log_y[..., :, None] + log_x[..., None, :]
-        flat = tf.concat([tf.shape(scores)[:2], [height * width]], axis=0)
+        size = np.array(scores.shape[:1:-1], "float32")  # width, height
+        weight = target["weight"][..., :2]
+        place, counted = _cells(target["keypoints"], weight, size)
+        counted &= tf.reduce_all((place > -0.5) & (place < size - 0.5), axis=-1)
+        log_wanted = _log_normal(tf.where(counted[..., None], place, 0.0), size, 1.0)
+        flat = tf.concat([tf.shape(scores)[:2], [int(size.prod())]], axis=0)
         entropy = tf.nn.softmax_cross_entropy_with_logits(
             tf.nn.softmax(tf.reshape(log_wanted, flat)), tf.reshape(scores, flat)
         )

@@ -258,9 +258,12 @@ MAPS = (
 def test_what_needs_maps_is_refused_without_them(recipe):
     assert load_config(recipe, [*MAPS]).model.pyramid == ("conv_pw_5_relu",)
     for override, message in (
-        ("model.pyramid=[a]", "model: found .*pyramid is of head soft_argmax; expected none with"),
+        ("model.pyramid=[a]", "model: found .*pyramid is of heads soft_argmax and heatmap"),
         ("model.map_sigma=true", "model: found .*map_sigma is of head soft_argmax"),
         ("model.map_window=1.2", "model: found .*map_window is of head soft_argmax"),
+        ("model.deconvolutions=3", "model: found .*deconvolutions is of heads .*; expected none"),
+        ("model.head=heatmap", "loss.kind: found rle with model.head heatmap; expected loss heatm"),
+        ("loss={kind: heatmap}", "loss.kind: found heatmap with model.head pooled; expected loss"),
         ("train.map_weight=0.5", "train.map_weight: found 0.5 for a model without maps; expected"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -12,7 +12,7 @@ from scipy import stats
 from rle_tf.errors import ModelError
 from rle_tf.flow import RealNVP
 from rle_tf.geometry import KNOWN_LOG_SIGMA
-from rle_tf.losses import DensityLoss, L1Loss, L2Loss, MapLoss, RLELoss
+from rle_tf.losses import DensityLoss, HeatmapLoss, L1Loss, L2Loss, MapLoss, RLELoss
 
 VARIANTS = list(itertools.product(["laplace", "gaussian"], ["paper", "official"]))
 
@@ -695,3 +695,55 @@ def test_maps_of_joints_that_no_cell_shows_count_nothing():
     weight[1, :, 2] = 0  # a depth that is not known is no matter
     again = loss({"keypoints": keypoints, "weight": weight}, scores).numpy()
     np.testing.assert_allclose(again[1], whole[1], rtol=1e-6)
+
+
+def heatmaps(keypoints, width: int, height: int, sigma: float) -> np.ndarray:
+    """(B, K, h, w) normal bumps at the joints, by a loop over cells."""
+    maps = np.zeros((*keypoints.shape[:2], height, width))
+    for (row, joint), _ in np.ndenumerate(keypoints[..., 0]):
+        x, y = (keypoints[row, joint] + 0.5) * (width, height) - 0.5
+        for j in range(height):
+            for i in range(width):
+                distance = (i - x) ** 2 + (j - y) ** 2
+                maps[row, joint, j, i] = np.exp(-distance / (2 * sigma**2))
+    return maps
+
+
+def output_of(scores) -> dict:
+    nothing = tf.zeros((*scores.shape[:2], 2))
+    return {"mu": nothing, "log_sigma": nothing - 0.1, "scores": scores}
+
+
+def test_heatmaps_are_compared_cell_by_cell():
+    rng = np.random.default_rng(0)
+    keypoints = rng.uniform(-0.5, 0.5, (2, 3, 2)).astype("float32")
+    weight = rng.uniform(0.5, 2, (2, 3, 1)).repeat(2, axis=-1).astype("float32")
+    scores = rng.normal(size=(2, 3, 6, 4)).astype("float32")
+    target = {"keypoints": keypoints, "weight": weight}
+    wanted = heatmaps(keypoints, 4, 6, 1.5)
+    loss = HeatmapLoss(1.5, reduction=None)
+    by_hand = 0.5 * (weight[..., 0] * np.square(scores - wanted).mean(axis=(2, 3))).mean(axis=1)
+    np.testing.assert_allclose(loss(target, output_of(scores)), by_hand, rtol=1e-5)
+    np.testing.assert_allclose(loss(target, output_of(wanted.astype("float32"))), 0, atol=1e-12)
+
+
+def test_heatmaps_of_joints_that_no_cell_shows_count_nothing():
+    rng = np.random.default_rng(1)
+    keypoints = np.float32([[[0.1, 0.2], [np.nan, 0.1], [5.0, 0.0], [0.6, 0.0]]])
+    weight = np.float32([[[1, 1], [0, 0], [1, 1], [1, 1]]])
+    scores = tf.Variable(rng.normal(size=(1, 4, 8, 8)).astype("float32"))
+    with tf.GradientTape() as tape:
+        value = HeatmapLoss()({"keypoints": keypoints, "weight": weight}, output_of(scores))
+    gradient = tape.gradient(value, scores).numpy()
+    assert np.isfinite(value) and (gradient[0, 1:3] == 0).all()
+    # Its bump reaches in from outside.
+    assert (np.abs(gradient[0, [0, 3]]).max(axis=(1, 2)) > 0).all()
+
+
+def test_what_heatmaps_refuse():
+    with pytest.raises(ModelError, match="sigma_cells is 0, expected more than 0"):
+        HeatmapLoss(0)
+    deep = {key: np.ones((1, 2, 3), "float32") for key in ("keypoints", "weight")}
+    nothing = tf.zeros((1, 2, 3))
+    with pytest.raises(ModelError, match=r"expected \(B, K, 2\): maps have no depth"):
+        HeatmapLoss()(deep, {"mu": nothing, "log_sigma": nothing, "scores": tf.zeros((1, 2, 4, 4))})

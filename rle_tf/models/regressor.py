@@ -12,6 +12,14 @@ from keras import layers
 
 from rle_tf.errors import ModelError
 from rle_tf.geometry import KNOWN_LOG_SIGMA
+from rle_tf.models.heatmap import (
+    by_joint,
+    centres,
+    deconvolve,
+    highest,
+    peaks,
+    score_maps,
+)
 from rle_tf.models.mobilenet import (
     mobilenet,
     mobilenet_v2,
@@ -35,7 +43,7 @@ BACKBONES: dict[str, Callable[[tuple[int, int]], keras.Model]] = {
     "mobilenet_v3_large": mobilenet_v3_large,
 }
 
-HEADS = ("pooled", "soft_argmax")
+HEADS = ("pooled", "soft_argmax", "heatmap")
 
 
 def build_backbone(
@@ -107,6 +115,7 @@ def build_regressor(
     freeze: str | None = None,
     pyramid: Sequence[str] = (),
     pyramid_channels: int = 128,
+    deconvolutions: int = 0,
     map_sigma: bool = False,
     map_window: float | None = None,
 ) -> keras.Model:
@@ -124,7 +133,12 @@ def build_regressor(
     - both: log_sigma = log_sigmoid(W' f + b'). Where `map_sigma` is set there are also terms of
       each joint's own, linear in the features where its map softmax(scores) looks (their mean
       under it) and in the logarithm of its variance along x and y: a joint that is hidden looks
-      like something else, and its map is wide or has several peaks.
+      like something else, and its map is wide or has several peaks;
+    - head "heatmap", no regression but what the paper compares it with (SimpleBaseline; Xiao et
+      al., ECCV 2018): mu is where the map is highest, sigma is 1 less its height there
+      (`rle_tf.models.heatmap.peaks`). `HeatmapLoss` trains it.
+
+    SimpleBaseline and the paper's integral baseline make a finer map by three `deconvolutions`.
 
     Whatever the dtype policy, the heads compute in float32. Only layers and operations of Keras
     itself are used: a saved model loads where this package is not installed.
@@ -135,13 +149,14 @@ def build_regressor(
         dims: Coordinates of a joint, D: 2 (x, y) or 3 (x, y, depth).
         image_size: Height and width in pixels, multiples of 32.
         weights: Pretrained weights of a backbone given by name.
-        head: "pooled" or "soft_argmax".
+        head: "pooled", "soft_argmax" or "heatmap".
         feature_norm: Whether the mean is taken of f/|f| (as the authors do) or of f.
         output_layer: Where to cut a backbone given by name.
         freeze: Up to which layer a backbone given by name is not trained.
-        pyramid: Names of layers of the backbone, from fine to coarse. Head "soft_argmax" then looks
+        pyramid: Names of layers of the backbone, from fine to coarse. A head with maps then looks
             at the first one's map, merged with the others and the last features (`top_down`).
         pyramid_channels: Of the merged map.
+        deconvolutions: Transposed convolutions before the maps, each of which doubles their size.
         map_sigma: Whether sigma sees the maps of head "soft_argmax".
         map_window: Standard deviation of the window about a map's highest cell, in cells; None for
             the mean of the whole map (the paper's).
@@ -166,10 +181,19 @@ def build_regressor(
         backbone = build_backbone(backbone, image_size, weights, output_layer, freeze)
     else:
         _check_backbone(backbone, image, weights, output_layer, freeze)
-    of_maps = {"pyramid": list(pyramid), "map_sigma": map_sigma, "map_window": map_window}
-    for name, value in of_maps.items():
-        if value and head != "soft_argmax":
-            raise ModelError(f"{name}: found {value} with head {head!r}; expected soft_argmax")
+    with_maps = ("soft_argmax", "heatmap")
+    for name, value, fitting in (
+        ("pyramid", list(pyramid), with_maps),
+        ("deconvolutions", deconvolutions, with_maps),
+        ("map_sigma", map_sigma, with_maps[:1]),
+        ("map_window", map_window, with_maps[:1]),
+    ):
+        if value and head not in fitting:
+            raise ModelError(
+                f"{name}: found {value} with head {head!r}; expected {' or '.join(fitting)}"
+            )
+    if head == "heatmap" and dims != 2:
+        raise ModelError(f"head 'heatmap' with dims {dims}; expected 2, maps have no depth")
     if map_window is not None and not map_window > 0:
         raise ModelError(f"map_window is {map_window!r}; expected cells, a number above 0, or None")
     if pyramid:
@@ -178,6 +202,12 @@ def build_regressor(
         features = backbone(image)
 
     joints = len(skeleton.joints)
+    if head != "pooled":
+        fine = top_down([*finer, features], pyramid_channels) if pyramid else features
+        fine = deconvolve(fine, deconvolutions)
+    if head == "heatmap":
+        mu, log_sigma = peaks(score_maps(fine, joints, gain=1e-3))
+        return _named_outputs(image, mu, log_sigma)
     pooled = layers.GlobalAveragePooling2D(dtype="float32", name="pool")(features)
     normed, of_joints = pooled, None
     if feature_norm:
@@ -185,7 +215,6 @@ def build_regressor(
     if head == "pooled":
         mu = dense_head(normed, joints, dims, "mu")
     else:
-        fine = top_down([*finer, features], pyramid_channels) if pyramid else features
         mu, log_variance, seen = _soft_argmax(fine, joints, map_window)
         if map_sigma:
             of_joints = layers.Concatenate(dtype="float32", name="seen")([seen, log_variance])
@@ -195,6 +224,10 @@ def build_regressor(
     log_sigma = log_sigma_head(pooled, joints, dims, of_joints)
     if dims == 3:
         mu, log_sigma = relative_to_root(mu, log_sigma, skeleton, axes=(0, 0, 1))
+    return _named_outputs(image, mu, log_sigma)
+
+
+def _named_outputs(image, mu, log_sigma) -> keras.Model:
     return keras.Model(image, {"mu": mu, "log_sigma": log_sigma}, name="regressor")
 
 
@@ -299,13 +332,9 @@ def _soft_argmax(features, joints: int, window: float | None):
     means are too, or where there is a window under the product of both.
     """
     height, width, channels = features.shape[1:]
-    x = layers.Conv2D(joints, 1, dtype="float32", name="score_maps")(features)
-    x = layers.Reshape((height * width, joints), dtype="float32", name="score_cells")(x)
-    x = layers.Permute((2, 1), dtype="float32", name="score_cells_by_joint")(x)
+    x = by_joint(score_maps(features, joints), "score_cells")
     probability = layers.Softmax(dtype="float32", name="cell_probability")(x)
-    y_centres = (np.arange(height) + 0.5) / height - 0.5
-    x_centres = (np.arange(width) + 0.5) / width - 0.5
-    grid = np.stack(np.meshgrid(x_centres, y_centres), axis=-1).reshape(-1, 2).astype("float32")
+    grid = centres(height, width)
     # A constant and not a frozen layer: setting `trainable` on the model would thaw the latter.
     centre = keras.ops.matmul(probability, grid)
     variance = keras.ops.matmul(probability, grid**2) - centre**2
@@ -326,12 +355,8 @@ def _about_the_highest(scores, cells: np.ndarray, window: float):
         window: In units of those.
     """
     cells = cells.astype("float32")
-    # As a mean over the one cell and not by argmax, whose operations LiteRT does not have.
-    is_highest = keras.ops.cast(
-        scores >= keras.ops.max(scores, axis=-1, keepdims=True), dtype="float32"
-    )
-    highest = keras.ops.matmul(is_highest, cells) / keras.ops.sum(is_highest, -1, keepdims=True)
+    peak = keras.ops.matmul(highest(scores), cells)
     # -|cell - highest|^2 but for -|highest|^2, which is the same in all cells of a map.
-    nearness = 2 * keras.ops.matmul(highest, cells.T) - np.square(cells).sum(axis=-1)
+    nearness = 2 * keras.ops.matmul(peak, cells.T) - np.square(cells).sum(axis=-1)
     scores = scores + nearness / (2 * window**2)
     return layers.Softmax(dtype="float32", name="cell_window")(scores)
