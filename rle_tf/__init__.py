@@ -48,6 +48,7 @@ _HOMES = {
     "L1Loss": "losses",
     "L2Loss": "losses",
     "DensityLoss": "losses",
+    "DirectLoss": "losses",
     "HeatmapLoss": "losses",
     "MapLoss": "losses",
     "PoseEstimator": "estimator",

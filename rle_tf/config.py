@@ -29,7 +29,15 @@ from rle_tf.data.source import InputFormat, Source
 from rle_tf.errors import ConfigError
 from rle_tf.files import write_whole
 from rle_tf.flow import RealNVP
-from rle_tf.losses import DensityLoss, HeatmapLoss, L1Loss, L2Loss, PoseLoss, RLELoss
+from rle_tf.losses import (
+    DensityLoss,
+    DirectLoss,
+    HeatmapLoss,
+    L1Loss,
+    L2Loss,
+    PoseLoss,
+    RLELoss,
+)
 from rle_tf.models.lifting import build_lifter
 from rle_tf.models.regressor import BACKBONES, HEADS, build_regressor
 from rle_tf.skeletons import Skeleton
@@ -140,6 +148,24 @@ class RLELossConfig(Section):
         return RLELoss(flow, base=self.base, convention=self.convention, flow_2d=flow_2d)
 
 
+class DirectLossConfig(Section):
+    """The flow's likelihood alone, from which the paper comes to RLE.
+
+    Attributes:
+        reparameterised: Whether the flow is the density of residuals, or of the places themselves.
+        flow_layers, flow_hidden: As in loss rle.
+    """
+
+    kind: Literal["direct"]
+    reparameterised: bool = True
+    flow_layers: int = Field(6, ge=0)
+    flow_hidden: int = Field(64, gt=0)
+
+    def build(self, dims: int) -> PoseLoss:
+        flow = RealNVP(dims, layers=self.flow_layers, hidden=self.flow_hidden)
+        return DirectLoss(flow, self.reparameterised)
+
+
 class L1LossConfig(Section):
     """The absolute error of the mean; sigma is not trained."""
 
@@ -209,6 +235,8 @@ class TrainConfig(Section):
             on the process stays so.
         start: Folder of a run whose regressor and flow this one starts from, at any image size.
         map_weight: Of what the maps of head `soft_argmax` learn directly, `losses.MapLoss`.
+        joint_weights: By names of joints, what their weight in the loss is multiplied by; 1 for
+            those that are left out.
         strategy: `none` (one device), `mirrored` (all devices of this machine), `multi_worker`
             (those of several) or `tpu`; see `rle_tf.distribution`. Whichever it is, a batch is the
             same people, unless they are of `data.records` or made by a `data.service`.
@@ -237,6 +265,7 @@ class TrainConfig(Section):
     deterministic: bool = False
     start: str | None = None
     map_weight: float = Field(0.0, ge=0)
+    joint_weights: dict[str, Annotated[float, Field(ge=0)]] = {}
     strategy: Literal["none", "mirrored", "multi_worker", "tpu"] = "none"
     sync_batch_norm: bool = False
     evaluate_every: int = Field(0, ge=0)
@@ -305,7 +334,12 @@ class RunConfig(Section):
         Discriminator(_model_kind),
     ]
     loss: Annotated[
-        RLELossConfig | L1LossConfig | L2LossConfig | DensityLossConfig | HeatmapLossConfig,
+        RLELossConfig
+        | DirectLossConfig
+        | L1LossConfig
+        | L2LossConfig
+        | DensityLossConfig
+        | HeatmapLossConfig,
         Field(discriminator="kind"),
     ] = RLELossConfig()
     train: TrainConfig

@@ -1,6 +1,6 @@
 """The Keras model that is trained: a regressor and the loss with its flow."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import keras
@@ -34,6 +34,8 @@ class PoseEstimator(keras.Model):
             (B, H, W, 3) or a lifter of keypoints (B, K, 2); all that is needed at test time.
         loss: `RLELoss`, or another `PoseLoss`.
         map_weight: Of the maps' own loss; 0 for none.
+        joint_weights: (K,) what the weights of the joints' targets are multiplied by in the loss,
+            in `fit` and in `evaluate`; `None` for 1.
 
     Attributes:
         steps: () int64 variable, the batches that it was trained on. (The optimizer counts others:
@@ -55,9 +57,17 @@ class PoseEstimator(keras.Model):
         name: str = "pose_estimator",
         *,
         map_weight: float = 0.0,
+        joint_weights: Sequence[float] | None = None,
     ):
         super().__init__(name=name)
         check_outputs(regressor, f"regressor '{regressor.name}'")
+        joints = regressor.output["mu"].shape[1]
+        if joint_weights is not None and len(joint_weights) != joints:
+            raise ModelError(
+                f"joint_weights: found {len(joint_weights)}; expected one for each of the {joints} "
+                f"joints of regressor '{regressor.name}'"
+            )
+        self.joint_weights = None if joint_weights is None else tuple(map(float, joint_weights))
         self.map_weight = map_weight
         self._map_loss = MapLoss()
         # In a closure, which Keras does not look into: the layers are the regressor's own.
@@ -278,6 +288,8 @@ class PoseEstimator(keras.Model):
             )
         # A mask of booleans is a natural weight, which Keras does not convert.
         target = {key: tf.cast(y[key], tf.float32) for key in ("keypoints", "weight")}
+        if self.joint_weights is not None:
+            target["weight"] *= np.float32(self.joint_weights)[:, None]
         # The Loss object, not its values: it scales for the number of replicas.
         loss = self.loss(target, y_pred, sample_weight)
         if self.map_weight:
@@ -303,6 +315,7 @@ class PoseEstimator(keras.Model):
             "regressor": keras.saving.serialize_keras_object(self.regressor),
             "loss": keras.saving.serialize_keras_object(self.loss),
             "map_weight": self.map_weight,
+            "joint_weights": self.joint_weights,
             "name": self.name,
         }
 
@@ -311,7 +324,9 @@ class PoseEstimator(keras.Model):
         return cls(
             regressor=keras.saving.deserialize_keras_object(config["regressor"]),
             loss=keras.saving.deserialize_keras_object(config["loss"]),
-            map_weight=config.get("map_weight", 0.0),  # older files have none
+            # Older files have neither.
+            map_weight=config.get("map_weight", 0.0),
+            joint_weights=config.get("joint_weights"),
             name=config["name"],
         )
 

@@ -140,16 +140,23 @@ class RealNVP(keras.layers.Layer):
         Raises:
             ModelError: the last dimension of x is not D.
         """
+        z, log_det = self.inverse(x)
+        log_normaliser = 0.5 * self.dims * math.log(2 * math.pi)
+        return log_det - 0.5 * tf.reduce_sum(tf.square(z), axis=-1) - log_normaliser
+
+    def inverse(self, x) -> tuple[tf.Tensor, tf.Tensor]:
+        """z (..., D) that the flow bends into x (..., D), and log |det dz/dx| (...), as float32.
+
+        Raises:
+            ModelError: as `log_prob`.
+        """
         x = tf.cast(x, tf.float32)
         if x.shape.rank is None or x.shape.rank == 0 or x.shape[-1] != self.dims:
             raise ModelError(
                 f"RealNVP '{self.name}': x has shape {x.shape}, expected (..., {self.dims})"
             )
         bijector = self.bijector
-        z = bijector.inverse(x)
-        log_det = bijector.inverse_log_det_jacobian(x, event_ndims=1)
-        log_normaliser = 0.5 * self.dims * math.log(2 * math.pi)
-        return log_det - 0.5 * tf.reduce_sum(tf.square(z), axis=-1) - log_normaliser
+        return bijector.inverse(x), bijector.inverse_log_det_jacobian(x, event_ndims=1)
 
     def sample(self, n: int, seed: int) -> tf.Tensor:
         """Draws (n, D) float32 samples; the same integer seed gives the same samples."""

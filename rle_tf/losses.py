@@ -405,11 +405,7 @@ class RLELoss(PoseLoss):
 
     def call(self, target, output):
         error, weight, known = self._supervised_error(target, output)
-        if error.shape[-1] != self.flow.dims:
-            raise ModelError(
-                f"{self.name}: output 'mu' has shape {error.shape}, "
-                f"expected (B, K, {self.flow.dims}) for a flow of {self.flow.dims} dimensions"
-            )
+        _check_flow(self, error)
         log_sigma = tf.where(weight != 0, output["log_sigma"], 0.0)
         inverse_sigma = _inverse_sigma(error, log_sigma)
         residual = error * inverse_sigma
@@ -430,10 +426,7 @@ class RLELoss(PoseLoss):
 
     def _log_g(self, residual, weight, known):
         """Log density of residuals (B, K, D), and the smallest weight it is made of; (B, K)."""
-        # What is known has a residual of 0 and leaves the weight to the joint's other coordinates.
-        counted = tf.where(known, math.inf, weight)
-        joint_weight = tf.reduce_min(counted, axis=-1)
-        joint_weight = tf.where(tf.reduce_all(known, axis=-1), 0.0, joint_weight)
+        joint_weight = _joint_weight(weight, known)
         if self.flow_2d is None:
             return self.flow.log_prob(residual), joint_weight
         # Both flows see everybody, which keeps shapes static (XLA, replicas). What is not chosen
@@ -461,6 +454,102 @@ class RLELoss(PoseLoss):
             for key in ("flow", "flow_2d")
         }
         return cls(**{**config, **flows})
+
+
+@keras.saving.register_keras_serializable(package="rle_tf")
+class DirectLoss(PoseLoss):
+    """The flow's likelihood alone, without a simple density beside it: what the paper comes to RLE
+    from (section 3.2).
+
+    Reparameterised (its figure 2b, "regression with DLE" in its Table 1) the flow is the density of
+    r = (target - mu) / sigma, and a joint's loss is
+
+        -log G(r) + sum_d log sigma_d
+
+    Otherwise (figure 2a) the flow f bends a normal density about mu into that of the target itself:
+
+        -log N(f^-1(target); mu, sigma) - log |det d f^-1(target) / d target|
+
+    and mu is the place of the joint only as far as f is near the identity. That is why it is worse:
+    at test time the flow is gone. There is no density of residuals then, and no `spread`.
+
+    Args:
+        flow: the flow, an `rle_tf.flow.RealNVP` of D dimensions. A Keras layer that the training
+            model has to hold.
+        reparameterised: which of the two.
+        reduction: that of `keras.losses.Loss`.
+        name: name of the loss.
+
+    A joint counts where every coordinate is supervised, by its smallest weight; log sigma by each
+    coordinate's weight where it is reparameterised. Values and gradients are as finite as those of
+    `RLELoss`.
+
+    Raises:
+        ModelError: when called, the flow's dimensions are not D or the shapes of target and output
+            differ.
+    """
+
+    def __init__(
+        self,
+        flow: keras.layers.Layer,
+        reparameterised: bool = True,
+        reduction: str | None = "sum_over_batch_size",
+        name: str = "direct_loss",
+    ):
+        super().__init__(name, reduction)
+        self.flow = flow
+        self.reparameterised = reparameterised
+
+    def log_density(self, residual):
+        return self.flow.log_prob(residual) if self.reparameterised else None
+
+    def proposals(self, dims, n, seed):
+        if not self.reparameterised:
+            return []
+        return [(self.flow.sample(n, seed), self.flow.log_prob)]
+
+    def call(self, target, output):
+        error, weight, known = self._supervised_error(target, output)
+        _check_flow(self, error)
+        log_sigma = tf.where(weight != 0, output["log_sigma"], 0.0)
+        joint_weight = _joint_weight(weight, known)
+        if self.reparameterised:
+            log_g = self.flow.log_prob(error * _inverse_sigma(error, log_sigma))
+            of_sigma = tf.reduce_sum(weight * log_sigma, axis=-1)
+            return tf.reduce_sum(of_sigma - joint_weight * log_g, axis=-1)
+        place = tf.where(weight != 0, target["keypoints"], 0.0)
+        bent, log_det = self.flow.inverse(place)
+        offset = tf.where(weight != 0, bent - output["mu"], 0.0)
+        residual = offset * _inverse_sigma(offset, log_sigma)
+        per_joint = tf.reduce_sum(_gaussian(residual) + log_sigma, axis=-1) - log_det
+        # A joint that does not count may have any place.
+        return tf.reduce_sum(tf.where(joint_weight != 0, joint_weight * per_joint, 0.0), axis=-1)
+
+    def get_config(self):
+        return {
+            "flow": keras.saving.serialize_keras_object(self.flow),
+            "reparameterised": self.reparameterised,
+            **super().get_config(),
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config | {"flow": keras.saving.deserialize_keras_object(config["flow"])})
+
+
+def _check_flow(loss: PoseLoss, error) -> None:
+    if error.shape[-1] != loss.flow.dims:
+        raise ModelError(
+            f"{loss.name}: output 'mu' has shape {error.shape}, "
+            f"expected (B, K, {loss.flow.dims}) for a flow of {loss.flow.dims} dimensions"
+        )
+
+
+def _joint_weight(weight, known):
+    """The smallest weight (B, K) of a joint's coordinates, of those that are not known."""
+    # What is known has a residual of 0 and leaves the weight to the joint's other coordinates.
+    least = tf.reduce_min(tf.where(known, math.inf, weight), axis=-1)
+    return tf.where(tf.reduce_all(known, axis=-1), 0.0, least)
 
 
 @keras.saving.register_keras_serializable(package="rle_tf")

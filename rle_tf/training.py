@@ -40,6 +40,7 @@ from rle_tf.estimator import PoseEstimator
 from rle_tf.evaluation import evaluate
 from rle_tf.optimization import build_optimizer
 from rle_tf.run_folder import RunFolder
+from rle_tf.skeletons import Skeleton
 
 LOG = logging.getLogger(__name__)
 
@@ -61,7 +62,10 @@ def build_estimator(
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.synchronized = train.sync_batch_norm
     estimator = PoseEstimator(
-        regressor, config.loss.build(people.dims), map_weight=train.map_weight
+        regressor,
+        config.loss.build(people.dims),
+        map_weight=train.map_weight,
+        joint_weights=_joint_weights(train.joint_weights, people.skeleton),
     )
     estimator.compile(
         build_optimizer(train, steps_per_epoch),
@@ -72,6 +76,15 @@ def build_estimator(
     # Before a checkpoint is read: what is not built yet is not restored.
     estimator.optimizer.build(estimator.trainable_variables)
     return estimator
+
+
+def _joint_weights(weights: dict[str, float], skeleton: Skeleton) -> list[float] | None:
+    if unknown := sorted(weights.keys() - set(skeleton.joints)):
+        raise ConfigError(
+            f"train.joint_weights: found {', '.join(unknown)}; expected joints of "
+            f"'{skeleton.name}': {', '.join(skeleton.joints)}"
+        )
+    return [weights.get(joint, 1.0) for joint in skeleton.joints] if weights else None
 
 
 def train(

@@ -12,7 +12,7 @@ from rle_tf.distribution import make_strategy
 from rle_tf.errors import ConfigError, ModelError
 from rle_tf.estimator import PoseEstimator
 from rle_tf.flow import RealNVP
-from rle_tf.losses import L1Loss, MapLoss, RLELoss
+from rle_tf.losses import HeatmapLoss, L1Loss, MapLoss, RLELoss
 from rle_tf.models.regressor import build_regressor
 from rle_tf.optimization import build_optimizer
 from rle_tf.skeletons import H36M18, LSP14
@@ -72,6 +72,56 @@ def test_a_regressor_without_maps_cannot_be_taught_by_them():
     regressor = build_regressor(tiny_backbone(), LSP14, 2, (32, 32))
     with pytest.raises(ModelError, match="has no maps, which HeatmapLoss and a map_weight teach"):
         PoseEstimator(regressor, L1Loss(), map_weight=1.0)
+
+
+def test_heatmaps_learn_where_joints_are(tmp_path):
+    """All joints are at a bright spot."""
+    keras.utils.set_random_seed(2)
+    features = keras.Sequential(
+        [keras.Input((32, 32, 3)), keras.layers.Conv2D(8, 5, 2, "same", activation="relu")]
+    )
+    regressor = build_regressor(features, LSP14, 2, (32, 32), head="heatmap", deconvolutions=1)
+    estimator = PoseEstimator(regressor, HeatmapLoss(1.0))
+    estimator.compile(keras.optimizers.Adam(1e-2))
+    rng = np.random.default_rng(0)
+    image = rng.normal(0, 0.1, (64, 32, 32, 3)).astype("float32")
+    places = rng.integers(4, 28, (64, 2))
+    for row, (x, y) in enumerate(places):
+        image[row, y - 1 : y + 2, x - 1 : x + 2] = 1
+    keypoints = np.repeat(np.float32(places / 32 - 0.5 + 0.5 / 32)[:, None], JOINTS, axis=1)
+    target = {"keypoints": keypoints, "weight": np.ones_like(keypoints)}
+    estimator.fit(image, target, batch_size=8, epochs=10, verbose=0)
+    scores = estimator.evaluate(image, target, verbose=0, return_dict=True)
+    assert scores["pck"] > 0.9 and scores["sigma"] < 0.5
+    assert np.isnan(estimator.spread()).all()
+    assert set(estimator.predict(image, verbose=0)) == {"mu", "log_sigma"}
+    estimator.save(tmp_path / "heatmaps.keras")
+    again = keras.saving.load_model(tmp_path / "heatmaps.keras")
+    np.testing.assert_allclose(
+        again.evaluate(image, target, verbose=0), estimator.evaluate(image, target, verbose=0)
+    )
+
+
+def test_joints_can_count_more_than_others(tmp_path):
+    image, target = samples(8)
+    weights = np.linspace(0, 2, JOINTS)
+    regressor = build_regressor(tiny_backbone(), LSP14, 2, (32, 32))
+    plain, weighted = (
+        PoseEstimator(regressor, L1Loss(), joint_weights=each) for each in (None, weights)
+    )
+    by_hand = {**target, "weight": target["weight"] * np.float32(weights)[:, None]}
+    for estimator in (plain, weighted):
+        estimator.compile()
+    assert weighted.evaluate(image, target, verbose=0)[0] == pytest.approx(
+        plain.evaluate(image, by_hand, verbose=0)[0], rel=1e-5
+    )
+    weighted.save(tmp_path / "weighted.keras")
+    again = keras.saving.load_model(tmp_path / "weighted.keras")
+    np.testing.assert_allclose(again.joint_weights, weights)
+    with pytest.raises(
+        ModelError, match=f"joint_weights: found 2; expected one for each of the {JOINTS}"
+    ):
+        PoseEstimator(regressor, L1Loss(), joint_weights=[1.0, 2.0])
 
 
 def mixed_estimator(loss=None, regularizer=None) -> PoseEstimator:

@@ -12,7 +12,7 @@ from scipy import stats
 from rle_tf.errors import ModelError
 from rle_tf.flow import RealNVP
 from rle_tf.geometry import KNOWN_LOG_SIGMA
-from rle_tf.losses import DensityLoss, HeatmapLoss, L1Loss, L2Loss, MapLoss, RLELoss
+from rle_tf.losses import DensityLoss, DirectLoss, HeatmapLoss, L1Loss, L2Loss, MapLoss, RLELoss
 
 VARIANTS = list(itertools.product(["laplace", "gaussian"], ["paper", "official"]))
 
@@ -747,3 +747,76 @@ def test_what_heatmaps_refuse():
     nothing = tf.zeros((1, 2, 3))
     with pytest.raises(ModelError, match=r"expected \(B, K, 2\): maps have no depth"):
         HeatmapLoss()(deep, {"mu": nothing, "log_sigma": nothing, "scores": tf.zeros((1, 2, 4, 4))})
+
+
+# ---- the flow alone
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_direct_likelihood_is_rle_without_q(dims):
+    target, output = batch(dims=dims)
+    target["weight"] = np.random.default_rng(0).uniform(0.5, 2, target["weight"].shape)
+    flow = bent_flow(dims)
+    residual = (target["keypoints"] - output["mu"]) * np.exp(-output["log_sigma"])
+    of_q = (target["weight"] * (np.abs(residual) + np.log(2))).sum(axis=(1, 2))
+    np.testing.assert_allclose(
+        DirectLoss(flow, reduction=None)(target, output),
+        RLELoss(flow, reduction=None)(target, output) - of_q,
+        rtol=1e-4,
+        atol=1e-3,
+    )
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_flow_that_bends_places_is_tfp_s_transformed_density(dims):
+    import tensorflow_probability as tfp
+
+    target, output = batch(dims=dims)
+    flow = bent_flow(dims)
+    normal = tfp.distributions.MultivariateNormalDiag(output["mu"], np.exp(output["log_sigma"]))
+    bent = tfp.distributions.TransformedDistribution(normal, flow.bijector)
+    wanted = -bent.log_prob(target["keypoints"]).numpy().sum(axis=1)
+    loss = DirectLoss(flow, reparameterised=False, reduction=None)
+    np.testing.assert_allclose(loss(target, output), wanted, rtol=1e-4)
+    assert np.isnan(loss.spread(dims)).all()
+
+
+def test_the_spread_of_a_flow_alone_is_that_of_its_draws():
+    loss = DirectLoss(bent_flow())
+    of_flow = np.quantile(np.abs(bent_flow().sample(100_000, 5)), 0.6827, axis=0)
+    np.testing.assert_allclose(loss.spread(2), of_flow, rtol=0.03)
+    assert np.isfinite(loss.draws(2)).all()
+
+
+@pytest.mark.parametrize("reparameterised", [True, False])
+def test_the_flow_alone_passes_over_what_is_not_supervised_and_stays_finite(reparameterised):
+    loss = DirectLoss(bent_flow(), reparameterised, reduction=None)
+    target, output = batch()
+    whole = loss(target, output).numpy()
+    part = {key: value[:, :3] for key, value in target.items()}
+    of_part = loss(part, {key: value[:, :3] for key, value in output.items()}).numpy()
+    target["weight"][0, 3:] = 0
+    target["keypoints"][0, 3:] = np.nan
+    value, gradients = value_and_gradients(loss, target, output)
+    np.testing.assert_allclose(value[0], of_part[0], rtol=1e-5)
+    np.testing.assert_allclose(value[1:], whole[1:], rtol=1e-5)
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
+    assert (gradients[0][0, 3:] == 0).all() and (gradients[1][0, 3:] == 0).all()
+    target, output = batch()
+    output["mu"] += 1e6
+    output["log_sigma"][:] = -80
+    value, gradients = value_and_gradients(loss, target, output)
+    assert np.isfinite(value).all()
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("reparameterised", [True, False])
+def test_direct_likelihood_serialises_with_its_flow(reparameterised):
+    loss = DirectLoss(RealNVP(2, 2), reparameterised)
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(loss))
+    again.flow.set_weights(loss.flow.get_weights())
+    target, output = batch()
+    assert again.reparameterised == reparameterised
+    np.testing.assert_array_equal(again(target, output), loss(target, output))
+    with pytest.raises(ModelError, match="for a flow of 3 dimensions"):
+        DirectLoss(bent_flow(3))(target, output)
