@@ -147,13 +147,13 @@ class Density:
     log_density: np.ndarray
 
     @classmethod
-    def of(cls, loss: PoseLoss, dims: int) -> "Density":
-        """Raises `ModelError` for a loss that trains no sigma."""
-        draws = loss.draws(dims)
+    def of(cls, loss: PoseLoss, dims: int, draws: int = 20_000) -> "Density":
+        """Of so many draws. Raises `ModelError` for a loss that trains no density of residuals."""
+        draws = loss.draws(dims, draws)
         if np.isnan(draws).any():
             raise ModelError(
-                f"loss '{loss.name}' trains no sigma; expected a model trained with rle, laplace "
-                "or gaussian"
+                f"loss '{loss.name}' trains no density of residuals; expected a model trained with "
+                "rle, direct (reparameterised), laplace or gaussian"
             )
         return cls(loss, draws, np.sort(_log_density(loss, draws)))
 

@@ -1,4 +1,4 @@
-"""A calibration's report as a picture."""
+"""Reports as pictures."""
 
 from pathlib import Path
 
@@ -19,6 +19,70 @@ def calibration_chart(report: dict, title: str, path: Path) -> None:
     _coverage(coverage, report)
     _risk(risk, report)
     _joints(joints, report)
+    figure.savefig(path)
+
+
+def comparison_chart(curves: dict[str, list[list[float]]], title: str, path: Path) -> None:
+    """Draws how methods learn as a PNG: for each, over the epochs, the mean of its seeds' curves
+    and the band that they lie in."""
+    figure = Figure(figsize=(8, 5), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    for number, (method, of_seeds) in enumerate(curves.items()):
+        values = np.array(of_seeds)
+        epochs = np.arange(1, values.shape[1] + 1)
+        style = ("-", "--", ":")[number // 10 % 3]
+        axes.plot(epochs, values.mean(axis=0), style, color=f"C{number}", label=method)
+        low, high = values.min(axis=0), values.max(axis=0)
+        axes.fill_between(epochs, low, high, color=f"C{number}", alpha=0.15, linewidth=0)
+    axes.set(
+        title=title,
+        xlabel="epoch",
+        ylabel="joints off by less than 5 % of the crop",
+        ylim=(0, None),
+    )
+    axes.grid(alpha=0.25)
+    axes.legend(loc="upper left", frameon=False, ncols=2)
+    figure.savefig(path)
+
+
+def density_chart(draws: np.ndarray, title: str, path: Path) -> None:
+    """Draws the density of residuals that a loss has learned as a PNG: of x and y together, and of
+    each coordinate beside a normal and a Laplace density as wide as it is.
+
+    Args:
+        draws: (n, D) residuals, as `PoseLoss.draws` gives them.
+        title: Of the picture.
+        path: The file.
+    """
+    dims = draws.shape[1]
+    figure = Figure(figsize=(4 * (dims + 1), 4), dpi=110, layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    together, *alone = figure.subplots(1, dims + 1)
+    # Tails are long: as much as 99 % of the draws need.
+    reach = float(np.quantile(np.abs(draws), 0.99))
+    edges = np.linspace(-reach, reach, 81)
+    counts, *_ = np.histogram2d(draws[:, 1], draws[:, 0], bins=[edges, edges], density=True)
+    together.pcolormesh(edges, edges, np.sqrt(counts), cmap="Blues")
+    together.set(
+        title="x and y (square root of the density)", xlabel="x, in sigmas", ylabel="y, in sigmas",
+        aspect="equal",
+    )  # fmt: skip
+    together.invert_yaxis()  # as in the image
+    places = (edges[1:] + edges[:-1]) / 2
+    for axes, name, column in zip(alone, "xyz", draws.T, strict=False):
+        density, _ = np.histogram(column, bins=edges)
+        axes.stairs(density / len(column) / np.diff(edges), edges, fill=True, color=_MAIN,
+                    alpha=0.5, label="learned")  # fmt: skip
+        middle = np.median(column)
+        deviation = np.quantile(np.abs(column - middle), 0.6827)
+        scale = deviation / -np.log(1 - 0.6827)
+        offset = (places - middle) / deviation
+        normal = np.exp(-(offset**2) / 2) / (deviation * np.sqrt(2 * np.pi))
+        laplace = np.exp(-np.abs(places - middle) / scale) / (2 * scale)
+        axes.plot(places, normal, color=_OTHER, label="normal")
+        axes.plot(places, laplace, "--", color=_THIRD, label="Laplace")
+        axes.set(title=name, xlabel=f"{name}, in sigmas", xlim=(-reach, reach), ylim=(0, None))
+        axes.legend(loc="upper right", frameon=False, fontsize=8)
     figure.savefig(path)
 
 

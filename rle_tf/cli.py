@@ -20,6 +20,7 @@ from rle_tf.console import (
     CONSOLE,
     fail,
     print_calibration,
+    print_models,
     print_report,
     print_scores,
     progress_bar,
@@ -288,6 +289,101 @@ def calibrate(
     calibration_chart(report, config.name, written.with_suffix(".png"))
     print_calibration(report)
     CONSOLE.print(f"written: {folder.calibration}, {written} and .png", soft_wrap=True)
+
+
+@app.command(epilog=_example("compare demo --methods l1,laplace,rle,heatmap --seeds 3"))
+def compare(
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CONFIG", help="A YAML recipe, or the name of one that comes with rle-tf."
+        ),
+    ],
+    methods: Annotated[
+        str,
+        typer.Option(
+            "--methods",
+            "--losses",
+            help="Some of l1, l2, gaussian, laplace, direct, direct_places, rle, rle_gaussian, "
+            "rle_official, rle_gaussian_official, integral, integral_rle, heatmap. Times are "
+            "relative to the first one's.",
+        ),
+    ] = "l1,laplace,rle,heatmap",
+    seeds: Annotated[int, typer.Option(help="Runs of each, with seeds 0, 1, ...", min=1)] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the runs; default runs/NAME-comparison.")
+    ] = None,
+    data_root: DataRoot = None,
+    overrides: Overrides = None,
+) -> None:
+    """Trains methods under one budget: the recipe's model, data and schedule, but for the loss and
+    what belongs to it. Writes a table and a picture.
+
+    Interrupted, the same command goes on.
+    """
+    start_tensorflow()
+    from rle_tf.charts import comparison_chart
+    from rle_tf.comparison import compare
+
+    config = _config(recipe, data_root, overrides)
+    out = out or Path("runs") / f"{config.name}-comparison"
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    with progress_bar() as progress:
+
+        def on_run(run):
+            progress.console.print(f"[bold]{run.name}[/]")
+            return [progress_callback(progress, run)]
+
+        rows = compare(config, names, range(seeds), out, on_run)
+    picture = out / "comparison.png"
+    title = f"{config.name}, {seeds} seeds" if seeds > 1 else config.name
+    comparison_chart({row.method: row.curves for row in rows}, title, picture)
+    CONSOLE.print((out / "comparison.md").read_text(), soft_wrap=True, markup=False)
+    CONSOLE.print(f"written: {out / 'comparison.md'}, .json and .png", soft_wrap=True)
+
+
+@app.command(epilog=_example("flow runs/demo"))
+def flow(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a training run.")],
+    out: Annotated[Path | None, typer.Option(help="The picture; default RUN/flow.png.")] = None,
+) -> None:
+    """Draws the density of errors that a training has learned, beside a normal and a Laplace one.
+
+    In units of sigma, of x and y together and of each coordinate.
+    """
+    start_tensorflow()
+    from rle_tf.calibration import Density
+    from rle_tf.charts import density_chart
+    from rle_tf.run_folder import RunFolder
+
+    folder = RunFolder(run)
+    config, regressor = folder.load()
+    dims = regressor.output["mu"].shape[-1]
+    density = Density.of(folder.load_loss(config, dims), dims, draws=200_000)
+    out = out or run / "flow.png"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    density_chart(density.draws, f"{config.name}, loss {config.loss.kind}", out)
+    for name, column in zip("xyz", density.draws.T, strict=False):
+        low, middle, high = np.quantile(column, [0.16, 0.5, 0.84])
+        CONSOLE.print(
+            f"{name}: median {middle:+.3f}, 68 % of the draws from {low:.3f} to {high:.3f} sigmas"
+        )
+    CONSOLE.print(f"written: {out}", soft_wrap=True)
+
+
+@app.command(epilog=_example("models"))
+def models(
+    height: Annotated[int, typer.Option(help="Of the input, a multiple of 32.")] = 256,
+    width: Annotated[int, typer.Option(help="Of the input, a multiple of 32.")] = 192,
+) -> None:
+    """Lists the backbones: parameters, multiply-adds and size, of a regressor of 17 joints and of
+    the heatmap model that the paper compares it with."""
+    start_tensorflow()
+    from rle_tf.models.cost import cost_table
+
+    with CONSOLE.status("building them"):
+        rows = cost_table((height, width))
+    print_models(rows, (height, width))
 
 
 @app.command(epilog=_example("predict photo.jpg --boxes boxes.json"))

@@ -156,7 +156,7 @@ class DirectLossConfig(Section):
         flow_layers, flow_hidden: As in loss rle.
     """
 
-    kind: Literal["direct"]
+    kind: Literal["direct"] = "direct"
     reparameterised: bool = True
     flow_layers: int = Field(6, ge=0)
     flow_hidden: int = Field(64, gt=0)
@@ -200,7 +200,7 @@ class HeatmapLossConfig(Section):
         sigma_cells: Of a wanted peak, in cells of the map.
     """
 
-    kind: Literal["heatmap"]
+    kind: Literal["heatmap"] = "heatmap"
     sigma_cells: float = Field(2.0, gt=0)
 
     def build(self, dims: int) -> PoseLoss:

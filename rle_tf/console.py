@@ -105,6 +105,27 @@ def print_calibration(report: dict) -> None:
             )
 
 
+def print_models(rows: list[dict], image_size: tuple[int, int]) -> None:
+    """Shows `rle_tf.models.cost.cost_table`."""
+    table = Table(
+        title=f"at {image_size[0]}x{image_size[1]}, 17 joints; GFLOPs are 10^9 multiply-adds"
+    )
+    for column in ("backbone", "head", "maps"):
+        table.add_column(column)
+    for column in ("parameters", "GFLOPs", "MB, float32"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(
+            row["backbone"],
+            row["head"],
+            row["maps"],
+            f"{row['parameters'] / 1e6:.1f} M",
+            f"{row['multiply_adds'] / 1e9:.1f}",
+            f"{row['parameters'] * 4 / 1e6:.0f}",
+        )
+    CONSOLE.print(table)
+
+
 def _number(value: float) -> str:
     if math.isnan(value):
         return "no ground truth"

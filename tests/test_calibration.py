@@ -241,7 +241,7 @@ def test_too_few_joints_are_refused():
 
 def test_a_loss_without_sigma_is_refused():
     with pytest.raises(
-        ModelError, match="'l1_loss' trains no sigma; expected a model trained with"
+        ModelError, match="'l1_loss' trains no density of residuals; expected a model"
     ):
         cal.Density.of(L1Loss(), 2)
 

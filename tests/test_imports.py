@@ -36,6 +36,7 @@ FLOORS = {
     "rle_tf.drawing": 2,
     "rle_tf.charts": 2,
     "rle_tf.calibration": 2,
+    "rle_tf.comparison": 2,
     "rle_tf.cli": 3,
     "rle_tf.console": 3,
     "rle_tf.server": 3,

@@ -12,6 +12,8 @@ from keras import layers
 
 from rle_tf.errors import ModelError
 from rle_tf.geometry import KNOWN_LOG_SIGMA
+from rle_tf.models.convnext import convnext_tiny
+from rle_tf.models.efficientnet import efficientnet_v2_b0, efficientnet_v2_s
 from rle_tf.models.heatmap import (
     by_joint,
     centres,
@@ -20,6 +22,7 @@ from rle_tf.models.heatmap import (
     peaks,
     score_maps,
 )
+from rle_tf.models.hrnet import hrnet
 from rle_tf.models.mobilenet import (
     mobilenet,
     mobilenet_v2,
@@ -41,6 +44,11 @@ BACKBONES: dict[str, Callable[[tuple[int, int]], keras.Model]] = {
     "mobilenet_v2": mobilenet_v2,
     "mobilenet_v3_small": mobilenet_v3_small,
     "mobilenet_v3_large": mobilenet_v3_large,
+    "efficientnet_v2_b0": efficientnet_v2_b0,
+    "efficientnet_v2_s": efficientnet_v2_s,
+    "convnext_tiny": convnext_tiny,
+    "hrnet_w32": partial(hrnet, 32),
+    "hrnet_w48": partial(hrnet, 48),
 }
 
 HEADS = ("pooled", "soft_argmax", "heatmap")
@@ -69,7 +77,7 @@ def build_backbone(
 
     Returns:
         A functional model named "backbone": float image (B, H, W, 3) -> features (B, h, w, C),
-        h = H/32 and w = W/32 where it is not cut.
+        h = H/32 and w = W/32 where it is not cut; of an HRNet H/4 and W/4.
 
     Raises:
         ModelError: for an unknown name or output layer, an image size that is not two positive

@@ -40,10 +40,10 @@ def resnet(depth: int, image_size: tuple[int, int]) -> keras.Model:
     if depth not in DEPTHS:
         raise ModelError(f"no ResNet of depth {depth!r}; the depths are {sorted(DEPTHS)}")
     stages, is_bottleneck = DEPTHS[depth]
-    block = _bottleneck if is_bottleneck else _basic_block
+    block = bottleneck if is_bottleneck else basic_block
 
     image = keras.Input((*image_size, 3), dtype="float32", name="image")
-    x = _conv_bn(image, 64, 7, 2, "conv1", "bn1")
+    x = conv_bn(image, 64, 7, 2, "conv1", "bn1")
     x = layers.ReLU(name="relu")(x)
     # Padding with zeros before the maximum is right only because nothing here is negative.
     x = layers.ZeroPadding2D(1, name="maxpool_pad")(x)
@@ -55,30 +55,34 @@ def resnet(depth: int, image_size: tuple[int, int]) -> keras.Model:
     return keras.Model(image, x, name=f"resnet{depth}")
 
 
-def _basic_block(x, filters: int, stride: int, name: str):
-    y = _conv_bn(x, filters, 3, stride, f"{name}_conv1", f"{name}_bn1")
+def basic_block(x, filters: int, stride: int, name: str):
+    """Two 3x3 convolutions with a shortcut: (B, h, w, C) -> (B, h/stride, w/stride, filters)."""
+    y = conv_bn(x, filters, 3, stride, f"{name}_conv1", f"{name}_bn1")
     y = layers.ReLU(name=f"{name}_relu1")(y)
-    y = _conv_bn(y, filters, 3, 1, f"{name}_conv2", f"{name}_bn2")
+    y = conv_bn(y, filters, 3, 1, f"{name}_conv2", f"{name}_bn2")
     return _add_shortcut(x, y, stride, name)
 
 
-def _bottleneck(x, filters: int, stride: int, name: str):
-    y = _conv_bn(x, filters, 1, 1, f"{name}_conv1", f"{name}_bn1")
+def bottleneck(x, filters: int, stride: int, name: str):
+    """1x1, 3x3 and 1x1 convolutions with a shortcut: (B, h, w, C) -> (B, h/stride, w/stride,
+    4 filters)."""
+    y = conv_bn(x, filters, 1, 1, f"{name}_conv1", f"{name}_bn1")
     y = layers.ReLU(name=f"{name}_relu1")(y)
-    y = _conv_bn(y, filters, 3, stride, f"{name}_conv2", f"{name}_bn2")
+    y = conv_bn(y, filters, 3, stride, f"{name}_conv2", f"{name}_bn2")
     y = layers.ReLU(name=f"{name}_relu2")(y)
-    y = _conv_bn(y, 4 * filters, 1, 1, f"{name}_conv3", f"{name}_bn3")
+    y = conv_bn(y, 4 * filters, 1, 1, f"{name}_conv3", f"{name}_bn3")
     return _add_shortcut(x, y, stride, name)
 
 
 def _add_shortcut(x, y, stride: int, name: str):
     channels = y.shape[-1]
     if stride > 1 or x.shape[-1] != channels:
-        x = _conv_bn(x, channels, 1, stride, f"{name}_downsample_0", f"{name}_downsample_1")
+        x = conv_bn(x, channels, 1, stride, f"{name}_downsample_0", f"{name}_downsample_1")
     return layers.ReLU(name=f"{name}_out")(layers.Add(name=f"{name}_add")([x, y]))
 
 
-def _conv_bn(x, filters: int, kernel: int, stride: int, conv_name: str, bn_name: str):
+def conv_bn(x, filters: int, kernel: int, stride: int, conv_name: str, bn_name: str):
+    """A convolution that pads as PyTorch does, and batch normalisation."""
     # PyTorch pads both sides alike; "same" with a stride pads an even input on one side only.
     padding = "same"
     if stride > 1:

@@ -11,6 +11,8 @@ import numpy as np
 import safetensors.numpy
 
 from rle_tf.errors import ModelError
+from rle_tf.models.convnext import convnext_tiny
+from rle_tf.models.efficientnet import efficientnet_v2_b0, efficientnet_v2_s
 from rle_tf.models.mobilenet import (
     mobilenet,
     mobilenet_v2,
@@ -35,6 +37,9 @@ KERAS_PRETRAINED = {
     "mobilenet_v2": mobilenet_v2,
     "mobilenet_v3_small": mobilenet_v3_small,
     "mobilenet_v3_large": mobilenet_v3_large,
+    "efficientnet_v2_b0": efficientnet_v2_b0,
+    "efficientnet_v2_s": efficientnet_v2_s,
+    "convnext_tiny": convnext_tiny,
 }
 
 
@@ -48,10 +53,12 @@ def load_weights(backbone: keras.Model, name: str, weights: str | Path) -> None:
         backbone: A functional model of `rle_tf.models.regressor.BACKBONES`, whole or cut.
         name: Its name there; decides what `"imagenet"` means.
         weights: `"imagenet"` (ResNets: torchvision's, trained on RGB in [0, 1] less its mean
-            (.485, .456, .406), over its deviation (.229, .224, .225); MobileNets: those of
-            keras.applications, trained on inputs in [-1, 1]) or a file: `.safetensors` or `.npz`
-            with torchvision's keys, `.npz` with keys `layer|variable`, or a `.weights.h5` or
-            `.keras` that Keras wrote, of this backbone or of any model that holds its layers.
+            (.485, .456, .406), over its deviation (.229, .224, .225), which ConvNeXt takes, too;
+            MobileNets and EfficientNets: those of keras.applications, trained on inputs in
+            [-1, 1]), the folder of a run, or a file: `.safetensors` or `.npz` with torchvision's
+            keys (of an HRNet, with its authors'), `.npz` with keys `layer|variable`, or a
+            `.weights.h5` or `.keras` that Keras wrote, of this backbone or of any model that holds
+            its layers.
 
     Raises:
         ModelError: if a download fails, or a file is absent, of another kind or unreadable, lacks
@@ -113,7 +120,8 @@ def _possible_keys(layer: keras.Layer, variable: keras.Variable, index: int) -> 
     keys = [f"{layer.name}|{variable.name}", f"{layer.name}|{index}"]
     if isinstance(layer, keras.layers.DepthwiseConv2D):
         keys.append(f"{layer.name}|depthwise_{variable.name}")  # its name before Keras 3
-    return [*keys, f"{layer.name.replace('_', '.')}.{_TORCH_NAMES[variable.name]}"]
+    module = layer.name.replace("_", ".").replace("fuse.layers", "fuse_layers")  # HRNet's
+    return [*keys, f"{module}.{_TORCH_NAMES.get(variable.name, variable.name)}"]
 
 
 def _imagenet(name: str) -> tuple[str, dict[str, np.ndarray]]:
@@ -150,10 +158,12 @@ def _imagenet(name: str) -> tuple[str, dict[str, np.ndarray]]:
 
 def _read(path: Path) -> tuple[str, dict[str, np.ndarray]]:
     reader = next((READERS[end] for end in READERS if path.name.endswith(end)), None)
+    if (path / "regressor.keras").is_file():  # a run's folder
+        path, reader = path / "regressor.keras", _read_keras
     if reader is None:
         raise ModelError(
-            f'weights {str(path)!r}: expected "imagenet" or a file that ends in '
-            f"{', '.join(READERS)}"
+            f'weights {str(path)!r}: expected "imagenet", the folder of a run or a file that ends '
+            f"in {', '.join(READERS)}"
         )
     if not path.is_file():
         raise ModelError(f"weights file {path} does not exist")

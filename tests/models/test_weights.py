@@ -128,6 +128,18 @@ def test_the_backbone_inside_a_saved_regressor(suffix, tmp_path):
     assert_same(backbone, values_of(regressor.get_layer("backbone")))
 
 
+def test_the_backbone_of_a_run(tmp_path):
+    """As the paper's starred rows: heatmaps first, then a regressor on their backbone."""
+    heatmaps = build_regressor(
+        "mobilenet_v3_small", COCO17, 2, SIZE, head="heatmap", deconvolutions=1
+    )
+    randomise(heatmaps).save(tmp_path / "regressor.keras")
+    regressor = build_regressor("mobilenet_v3_small", COCO17, 2, SIZE, weights=tmp_path)
+    assert_same(regressor.get_layer("backbone"), values_of(heatmaps.get_layer("backbone")))
+    with pytest.raises(ModelError, match="regressor.keras does not fit the backbone mobilenet"):
+        build_backbone("mobilenet", SIZE, tmp_path)
+
+
 def test_missing_variable_is_named_and_nothing_is_changed(resnet18, tmp_path):
     before = values_of(resnet18)
     state = {key: value + 1 for key, value in torch_state(resnet18).items()}

@@ -1,0 +1,282 @@
+"""The paper's comparison: methods that differ in nothing but what they learn from, one table."""
+
+import json
+import logging
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from rle_tf import metrics
+from rle_tf.config import RunConfig
+from rle_tf.config_file import validated
+from rle_tf.data.source import Source
+from rle_tf.errors import ConfigError
+from rle_tf.evaluation import forward_function, predict_poses
+from rle_tf.files import write_whole
+from rle_tf.models.cost import multiply_adds, parameters
+from rle_tf.run_folder import RunFolder
+from rle_tf.training import build_estimator, train
+
+_MAPS = {"head": "heatmap", "map_sigma": False, "map_window": None}
+_INTEGRAL = {"head": "soft_argmax"}
+
+# Method: the sections that it changes in a recipe. Those with maps get as many deconvolutions as
+# make maps of a quarter of the crop.
+METHODS: dict[str, dict[str, dict]] = {
+    "l1": {"loss": {"kind": "l1"}},
+    "l2": {"loss": {"kind": "l2"}},
+    "gaussian": {"loss": {"kind": "gaussian"}},
+    "laplace": {"loss": {"kind": "laplace"}},
+    "direct": {"loss": {"kind": "direct"}},
+    "direct_places": {"loss": {"kind": "direct", "reparameterised": False}},
+    "rle": {"loss": {"kind": "rle"}},
+    "rle_gaussian": {"loss": {"kind": "rle", "base": "gaussian"}},
+    "rle_official": {"loss": {"kind": "rle", "convention": "official"}},
+    "rle_gaussian_official": {
+        "loss": {"kind": "rle", "base": "gaussian", "convention": "official"}
+    },
+    "integral": {"loss": {"kind": "l1"}, "model": _INTEGRAL},
+    "integral_rle": {"loss": {"kind": "rle"}, "model": _INTEGRAL},
+    "heatmap": {"loss": {"kind": "heatmap"}, "model": _MAPS, "train": {"map_weight": 0.0}},
+}
+# Of a dataset's scores, those that are in the table.
+_SCORES = ("AP", "PCK@0.2", "PCK@0.1", "AUC", "MPJPE", "PA-MPJPE")
+# Of a crop's sides: SimpleBaseline's maps.
+_MAP_STRIDE = 4
+# Steps and predictions that are timed, in turns; of their times the medians are compared.
+_ROUNDS = 15
+
+
+@dataclass(frozen=True)
+class Row:
+    """What came of a method.
+
+    Attributes:
+        method: A key of `METHODS`.
+        scores: {name: (seeds,)} of the dataset's metrics.
+        correlation: (seeds,) of a person's mean confidence (1 - sigma; of heatmaps their height)
+            and OKS; NaN where no sigma is trained or the skeleton has no OKS.
+        curves: For each seed the validation people's `pck` after each epoch.
+        parameters, multiply_adds: Of the regressor.
+        step, latency: A training step's time and that of one crop's prediction, as a share of the
+            first method's in the same run.
+    """
+
+    method: str
+    scores: dict[str, list[float]]
+    correlation: list[float]
+    curves: list[list[float]]
+    parameters: int
+    multiply_adds: int
+    step: float
+    latency: float
+
+
+def variant(config: RunConfig, method: str, seed: int) -> RunConfig:
+    """A recipe as one of the `METHODS` and with another seed; all else stays.
+
+    A flow is as large as the recipe's, where that has one.
+
+    Raises:
+        ConfigError: for an unknown method, or one that the recipe's model cannot have.
+    """
+    if method not in METHODS:
+        raise ConfigError(f"method {method!r}; expected some of {', '.join(METHODS)}")
+    values = config.model_dump(mode="json")
+    flow = {key: value for key, value in values["loss"].items() if key.startswith("flow_")}
+    changes = METHODS[method]
+    if "model" in changes and config.model.kind != "image":
+        raise ConfigError(f"method {method!r} has maps; expected a recipe of model.kind image")
+    values |= {"name": f"{config.name}-{method}-{seed}", "seed": seed}
+    for section in ("model", "train"):
+        values[section] |= changes.get(section, {})
+    has_flow = changes["loss"]["kind"] in ("rle", "direct")
+    values["loss"] = changes["loss"] | (flow if has_flow else {})
+    if "model" in changes:
+        values["model"]["deconvolutions"] = _deconvolutions(values["model"], config)
+    return validated(RunConfig, values, f"{config.name} with method {method}")
+
+
+def _deconvolutions(model: dict, config: RunConfig) -> int:
+    plain = model | {"head": "heatmap", "deconvolutions": 0, "weights": None, "freeze": None}
+    plain |= {"map_sigma": False, "map_window": None}
+    section = validated(type(config.model), plain, config.name)
+    regressor = section.build(config.data.source.skeleton, 2, config.data.image_size)
+    height = regressor.get_layer("score_maps").output.shape[1]
+    return max(0, round(math.log2(config.data.image_size[0] / height / _MAP_STRIDE)))
+
+
+def compare(
+    config: RunConfig,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    out: Path,
+    on_run: Callable[[RunConfig], Sequence[keras.callbacks.Callback]] = lambda config: (),
+) -> list[Row]:
+    """Trains every method with every seed under one budget and writes what came of it.
+
+    Runs are in OUT/METHOD-SEED; those that are done, or were interrupted, are gone on with. The
+    table is OUT/comparison.md and .json.
+
+    Args:
+        config: The recipe, whose loss and head the methods replace.
+        methods: Some of `METHODS`; times are relative to the first one's.
+        seeds: Of weights, order and augmentation.
+        out: A folder.
+        on_run: Called with the config of each run before it trains; gives callbacks for it.
+
+    Raises:
+        ConfigError: as `variant`, or OUT has runs of another recipe.
+        As `train`.
+    """
+    if not methods or not seeds or len(set(methods)) < len(methods):
+        raise ConfigError(f"methods: found {list(methods)}; expected some, each once")
+    # All of them before the first is trained.
+    configs = {
+        (method, seed): variant(config, method, seed) for method in methods for seed in seeds
+    }
+    found = {}
+    for seed in seeds:
+        for method in methods:
+            run = configs[method, seed]
+            folder = RunFolder(out / f"{method}-{seed}")
+            callbacks = list(on_run(run))
+            scores = train(run, folder.path, resume=folder.config.exists(), callbacks=callbacks)
+            history = [json.loads(line) for line in folder.history.read_text().splitlines()]
+            curve = [line.get("val_pck", math.nan) for line in history]
+            found[method, seed] = scores, _correlation(folder, run), curve
+            keras.backend.clear_session()
+    firsts = {method: configs[method, seeds[0]] for method in methods}
+    costs = _costs(firsts)
+    rows = []
+    for method in methods:
+        scores, correlation, curves = zip(*(found[method, seed] for seed in seeds), strict=True)
+        names = [name for name in scores[0] if "/" not in name]
+        rows.append(
+            Row(
+                method,
+                {name: [each[name] for each in scores] for name in names},
+                list(correlation),
+                list(curves),
+                **costs[method],
+            )
+        )
+    write_whole(out / "comparison.md", markdown(rows))
+    plain = keras.tree.map_structure(_known, [vars(row) for row in rows])
+    write_whole(out / "comparison.json", json.dumps(plain, indent=1) + "\n")
+    return rows
+
+
+def _known(value):
+    """JSON has no NaN."""
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The rows as a Markdown table: means over the seeds, and with several +- their deviation."""
+    names = [name for name in _SCORES if name in rows[0].scores]
+    first = rows[0].method
+    header = [
+        "method", *names, "confidence and OKS", "parameters", "GFLOPs",
+        f"step / {first}'s", f"latency / {first}'s",
+    ]  # fmt: skip
+    lines = [header, ["---", *["---:"] * (len(header) - 1)]]
+    for row in rows:
+        lines.append(
+            [
+                row.method,
+                *(_spread(row.scores[name], 1 if "MPJPE" in name else 3) for name in names),
+                _spread(row.correlation, 3),
+                f"{row.parameters / 1e6:.1f} M",
+                f"{row.multiply_adds / 1e9:.2f}",
+                f"{row.step:.2f}",
+                f"{row.latency:.2f}",
+            ]
+        )
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    if np.isnan(values).any():
+        return "-"
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def _correlation(folder: RunFolder, config: RunConfig) -> float:
+    _, regressor = folder.load()
+    source: Source = config.open_source("val", boxes="ground_truth")
+    sigmas = source.skeleton.oks_sigmas
+    if not sigmas or config.loss.kind in ("l1", "l2"):
+        return math.nan
+    records = source.records
+    poses = predict_poses(
+        regressor,
+        records,
+        source.skeleton,
+        config.input_format,
+        batch_size=config.evaluate.batch_size,
+        flip_test=config.evaluate.flip_test,
+    )
+    places = poses.keypoints[..., :2], records.keypoints[..., :2]
+    oks = metrics.oks(*places, records.areas, sigmas, records.labelled)
+    known = ~np.isnan(oks)
+    return metrics.correlation(poses.joint_scores.mean(axis=1)[known], oks[known])
+
+
+def _costs(configs: dict[str, RunConfig]) -> dict[str, dict[str, float]]:
+    """Size and relative times of each method's model, with random weights and in turns, since a
+    machine is not equally fast all the time."""
+    steps, forwards, costs = {}, {}, {}
+    for method, config in configs.items():
+        people = config.open_training()
+        plain = config.model_copy(
+            update={"model": config.model.model_copy(update={"weights": None})}
+            if config.model.kind == "image"
+            else {}
+        )
+        estimator = build_estimator(plain, people, steps_per_epoch=1)
+        batches = people.batches(
+            config.input_format,
+            config.data.augmentation,
+            batch_size=config.train.batch_size,
+            seed=config.seed,
+        )
+        inputs, target = next(iter(batches))
+        steps[method] = lambda e=estimator, x=inputs, y=target: e.train_on_batch(x, y)
+        forward = forward_function(estimator.regressor, people.skeleton, config.input_format, False)
+        forwards[method] = lambda f=forward, x=inputs[:1]: f(x)["mu"].numpy()
+        costs[method] = {
+            "parameters": parameters(estimator.regressor),
+            "multiply_adds": multiply_adds(estimator.regressor),
+        }
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it takes the methods' steps for one that is traced again
+    try:
+        for key, calls in (("step", steps), ("latency", forwards)):
+            for method, share in _relative_times(calls).items():
+                costs[method][key] = share
+    finally:
+        logger.setLevel(level)
+    return costs
+
+
+def _relative_times(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
+    times = {name: [] for name in calls}
+    for turn in range(_ROUNDS + 2):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if turn >= 2:  # the first ones trace
+                times[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(each) for name, each in times.items()}
+    first = next(iter(medians.values()))
+    return {name: median / first for name, median in medians.items()}
