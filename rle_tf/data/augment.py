@@ -31,6 +31,8 @@ class Augmentation(BaseModel):
         joint_occlusion: Probability that one labelled joint is hidden by a square of noise, of
             blotches, of one grey, or of another part of the crop, `JOINT_OCCLUDER` of the crop
             wide: sigma learns from it what a hidden joint looks like.
+        whole_occlusion: Share of those squares that hide the whole crop: where there is nothing to
+            see sigma is to be wide.
         keep_outside: Whether joints outside the crop (and depths beyond +-1 m) are supervised.
     """
 
@@ -48,6 +50,7 @@ class Augmentation(BaseModel):
     colour: float = Field(0.0, ge=0, lt=1)
     occlusion_area: float = Field(0.0, ge=0, le=1)
     joint_occlusion: float = Field(0.0, ge=0, le=1)
+    whole_occlusion: float = Field(0.0, ge=0, lt=1)
     keep_outside: bool = True
 
     @model_validator(mode="after")
@@ -345,6 +348,7 @@ def occlude_joint(
     places: tf.Tensor,
     labelled: tf.Tensor,
     probability: float,
+    whole_share: float,
     draws: tf.Tensor,
     seed: tf.Tensor,
 ) -> tf.Tensor:
@@ -355,6 +359,7 @@ def occlude_joint(
         places: (K, 2) x and y of the joints in crop pixels.
         labelled: (K,) bool.
         probability: Of hiding one at all.
+        whole_share: Of the squares, those that are as large as hides the whole crop.
         draws: (`DRAWS`,) float32 in [0, 1).
         seed: (2,) of the noise.
     """
@@ -366,8 +371,10 @@ def occlude_joint(
     row = tf.cast(joint * tf.cast(count, tf.float32), tf.int32)
     # One place more than there are joints, far outside: where none is inside nothing is hidden.
     centre = tf.concat([tf.gather(places, inside), [[-1e6, -1e6]]], axis=0)[row]
+    whole = side < whole_share
     low, high = JOINT_OCCLUDER
-    half = width * (low + (high - low) * side) / 2
+    side = width * (low + (high - low) * (side - whole_share) / (1 - whole_share))
+    half = tf.where(whole, 2.0 * max(width, height), side / 2)
     grid = tf.stack(tf.meshgrid(tf.range(float(width)), tf.range(float(height))), axis=-1)
     hidden = tf.reduce_all(tf.abs(grid - centre) < half, axis=-1, keepdims=True)
 
@@ -377,7 +384,8 @@ def occlude_joint(
 
     def cover():
         return tf.switch_case(
-            tf.cast(4 * kind, tf.int32),
+            # Of the whole crop no other part is left.
+            tf.cast(tf.where(whole, 3.0, 4.0) * kind, tf.int32),
             (
                 lambda: noise(crop.shape),
                 lambda: tf.image.resize(noise((BLOTCHES, BLOTCHES, 3)), (height, width)),

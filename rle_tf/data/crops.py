@@ -156,8 +156,8 @@ class CropFormat:
             crop = occlude(crop, from_file, box, image_wh, largest_area, draws, seed)
         if augmentation is not None and augmentation.joint_occlusion:
             places = geometry.transform_points(matrix, keypoints[:, :2])
-            probability = augmentation.joint_occlusion
-            crop = occlude_joint(crop, places, labelled, probability, draws, seed)
+            shares = augmentation.joint_occlusion, augmentation.whole_occlusion
+            crop = occlude_joint(crop, places, labelled, *shares, draws, seed)
         if augmentation is not None and augmentation.colour:
             crop = colour(crop, augmentation.colour, draws)
         target = encode_target(
