@@ -186,7 +186,7 @@ def test_a_typo_is_answered_with_the_valid_keys(recipe, override, message):
         ("data={}", "data.source: missing"),
         (
             "loss={kind: l3}",
-            "loss.kind: found \"l3\"; expected one of 'rle', 'l1', 'l2', 'laplace'",
+            "loss.kind: found \"l3\"; expected one of 'rle', 'direct', 'l1'",
         ),
         ("loss.base=cauchy", "loss.base: found \"cauchy\"; expected 'laplace' or 'gaussian'"),
         ("model.backbone=resnet51", "model.backbone: found \"resnet51\"; expected 'resnet18', "),

@@ -23,7 +23,8 @@ class Augmentation(BaseModel):
         rotation_deg: The crop is turned by an angle drawn from plus and minus this: uniformly, or
         rotation_std_deg: where given, from a normal density about 0 and clipped.
         rotation_probability: Of turning it at all.
-        half_body_probability: Of looking at the upper or the lower half of the body alone.
+        half_body_probability: Of looking at the upper or the lower half of the body alone, where
+            the skeleton says which joints are the upper one.
         half_body_min_joints: Only people with more labelled joints than this are halved.
         half_body_margin: The factor on the half's own box.
         colour: Each channel is multiplied by a factor drawn from 1 plus and minus this.
@@ -177,6 +178,10 @@ def half_body(
     )
 
 
+def _halves(skeleton: Skeleton, augmentation: Augmentation) -> bool:
+    return bool(skeleton.upper_body and augmentation.half_body_probability)
+
+
 def augment(
     keypoints: tf.Tensor,
     labelled: tf.Tensor,
@@ -202,22 +207,16 @@ def augment(
         `(keypoints, labelled, centre, size_wh, rotation_deg, flipped)`. Where `flipped`, the
         first three are of the mirrored image.
     """
-    halved = (draws[0] < augmentation.half_body_probability) & (
-        tf.reduce_sum(tf.cast(labelled, tf.int32)) > augmentation.half_body_min_joints
-    )
-    centre, size_wh = tf.cond(
-        halved,
-        lambda: half_body(
-            keypoints,
-            labelled,
-            centre,
-            size_wh,
-            skeleton,
-            augmentation.half_body_margin,
-            draws[1],
-        ),
-        lambda: (centre, size_wh),
-    )
+    if _halves(skeleton, augmentation):
+        halved = (draws[0] < augmentation.half_body_probability) & (
+            tf.reduce_sum(tf.cast(labelled, tf.int32)) > augmentation.half_body_min_joints
+        )
+        margin = augmentation.half_body_margin
+        centre, size_wh = tf.cond(
+            halved,
+            lambda: half_body(keypoints, labelled, centre, size_wh, skeleton, margin, draws[1]),
+            lambda: (centre, size_wh),
+        )
     size_wh = scale(size_wh, augmentation.scale_range, augmentation.scale_std, draws[2])
     rotation_deg = rotation(
         augmentation.rotation_deg,
@@ -253,7 +252,7 @@ def reach(
         outside the image.
     """
     views = [(centre, size_wh)]
-    if augmentation.half_body_probability:
+    if _halves(skeleton, augmentation):
         margin = augmentation.half_body_margin
         views += [
             half_body(keypoints, labelled, centre, size_wh, skeleton, margin, tf.constant(draw))

@@ -21,11 +21,12 @@ from rle_tf.data.augment import (
     occlude,
     occlude_joint,
     occlusion_box,
+    reach,
     rotation,
     scale,
 )
 from rle_tf.data.crops import encode_target
-from rle_tf.skeletons import COCO17, H36M18, SKELETONS
+from rle_tf.skeletons import COCO17, H36M18, SKELETONS, Skeleton
 
 SIZE = (256, 192)
 JOINT = {name: index for index, name in enumerate(COCO17.joints)}
@@ -469,6 +470,20 @@ def test_where_no_rectangle_is_inside_nothing_is_hidden():
         tf.constant([0, 1], tf.int64),
     )
     np.testing.assert_array_equal(found, crop)
+
+
+def test_a_skeleton_without_halves_is_not_halved():
+    hand = Skeleton("hand", ("a", "b", "c", "d", "e"), (), (), ())
+    keypoints = np.float32([[20, 20], [80, 20], [20, 80], [80, 80], [50, 50]])
+    draws = np.zeros(DRAWS, np.float32)  # half body wherever it can be
+    draws[5] = 0.9
+    view = Augmentation(scale_range=(1.0, 1.0), rotation_probability=0.0)
+    person = keypoints, np.ones(5, bool), np.float32([50, 50]), np.float32([80, 80])
+    found = augment(*map(tf.constant, person), 100, hand, view, draws)
+    for value, wanted in zip(found[:4], person, strict=True):
+        np.testing.assert_array_equal(value, wanted)
+    low, high = reach(*map(tf.constant, person), hand, view)
+    np.testing.assert_allclose([low, high], [[10, 10], [90, 90]], atol=1e-4)
 
 
 # ---- squares over joints
