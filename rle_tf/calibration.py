@@ -8,7 +8,9 @@ joints. A region is one of highest density, so its shape is the density's and no
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import keras
@@ -136,13 +138,16 @@ class Density:
     A residual's *depth* is by how much its log density is below that of the densest draw. A region
     of highest density is where the depth is at most something.
 
+    Where each joint has a density of its own, so it is below: `log`, `depth` and `depth_of` take
+    and give those of all K joints, and the rest is of `of_joint`.
+
     Attributes:
-        loss: With its trained flow.
-        draws: (n, D) residuals.
-        log_density: (n,) theirs, ascending.
+        log_of: (..., [K,] D) residuals -> (..., [K]) log density, but for a constant.
+        draws: (n, [K,] D) residuals.
+        log_density: (n, [K]) theirs, ascending.
     """
 
-    loss: PoseLoss
+    log_of: Callable[[np.ndarray], np.ndarray]
     draws: np.ndarray
     log_density: np.ndarray
 
@@ -155,29 +160,41 @@ class Density:
                 f"loss '{loss.name}' trains no density of residuals; expected a model trained with "
                 "rle, direct (reparameterised), laplace or gaussian"
             )
-        return cls(loss, draws, np.sort(_log_density(loss, draws)))
 
-    def log(self, residual: np.ndarray) -> np.ndarray:
-        """(N, D) -> (N,) log density, but for a constant."""
-        return _log_density(self.loss, residual)
+        def log_of(residual: np.ndarray) -> np.ndarray:
+            return np.asarray(loss.log_density(tf.constant(residual, tf.float32)), np.float64)
+
+        return cls(log_of, draws, np.sort(log_of(draws), axis=0))
+
+    @property
+    def per_joint(self) -> bool:
+        """Whether each joint has a density of its own."""
+        return self.draws.ndim == 3
+
+    def of_joint(self, joint: int) -> "Density":
+        """That of a joint: (..., D) -> (...)."""
+        if not self.per_joint:
+            return self
+        joints = self.draws.shape[1]
+
+        def log_of(residual: np.ndarray) -> np.ndarray:
+            each = np.repeat(residual[..., None, :], joints, axis=-2)
+            return self.log_of(each)[..., joint]
+
+        return Density(log_of, self.draws[:, joint], self.log_density[:, joint])
 
     def depth(self, residual: np.ndarray) -> np.ndarray:
-        """(..., D) -> (...)."""
-        flat = self.log(residual.reshape(-1, residual.shape[-1]))
-        return self.log_density[-1] - flat.reshape(residual.shape[:-1])
+        """(..., [K,] D) -> (..., [K])."""
+        return self.log_density[-1] - self.log_of(residual)
 
     def depth_of(self, shares: np.ndarray) -> np.ndarray:
-        """Within which depths the density has these shares of its probability."""
-        return np.quantile(self.log_density[-1] - self.log_density, shares)
+        """Within which depths the density has these (S,) shares of its probability, (S, [K])."""
+        return np.quantile(self.log_density[-1] - self.log_density, shares, axis=0)
 
     def within(self, radius: np.ndarray) -> np.ndarray:
         """(N,) -> (N,) the probability that x and y are off by less than a radius, in sigmas."""
         lengths = np.sort(np.linalg.norm(self.draws[:, :2], axis=-1))
         return np.searchsorted(lengths, radius) / len(lengths)
-
-
-def _log_density(loss: PoseLoss, residual: np.ndarray) -> np.ndarray:
-    return np.asarray(loss.log_density(tf.constant(residual, tf.float32)), np.float64)
 
 
 @dataclass(frozen=True)
@@ -250,7 +267,7 @@ def fit(errors: Errors, density: Density, model: str = "") -> Calibration:
     low, high = np.quantile(logits[labelled], [0.001, 0.999])
     knots = np.linspace(low - 0.5, high + 0.5, _KNOTS)
 
-    def of(chosen: np.ndarray) -> tuple:
+    def of(chosen: np.ndarray, density: Density) -> tuple:
         residual = errors.residual[chosen]
         scale = _scale(residual, density)
         regions = np.quantile(density.depth(residual / scale), LEVELS)
@@ -264,11 +281,15 @@ def fit(errors: Errors, density: Density, model: str = "") -> Calibration:
         confidence = _platt(features(logits[chosen]), correct)(features(knots))
         return scale, spread, regions, confidence
 
-    everybody = of(labelled)
+    # A joint that few have is fitted as all joints together are.
+    everybody = cache(lambda joint: of(labelled, density.of_joint(joint)))
     fitted = []
     for joint in range(joints):
         chosen = labelled & (np.arange(joints) == joint)
-        fitted.append(of(chosen) if chosen.sum() >= MIN_OF_A_KIND else everybody)
+        if chosen.sum() >= MIN_OF_A_KIND:
+            fitted.append(of(chosen, density.of_joint(joint)))
+        else:
+            fitted.append(everybody(joint if density.per_joint else 0))
     scale, spread, regions, confidence = (np.array(column) for column in zip(*fitted, strict=True))
     return Calibration(
         model=model,
@@ -286,7 +307,7 @@ def _scale(residual: np.ndarray, density: Density) -> float:
     dims = (residual != 0).any(axis=0).sum()  # the root's depth is known
 
     def loss(log_scale: float) -> float:
-        return float(dims * log_scale - density.log(residual * np.exp(-log_scale)).mean())
+        return float(dims * log_scale - density.log_of(residual * np.exp(-log_scale)).mean())
 
     # As many times wider or narrower as medians differ, and up to four times more.
     start = np.log(np.median(np.abs(residual)) / np.median(np.abs(density.draws)))
@@ -360,7 +381,7 @@ def calibration_report(
     confidence = confidences(calibration, errors)
     correct = errors.relative < TOLERANCE
     depth = density.depth(errors.residual / calibration.scale[:, None])
-    raw = density.depth(errors.residual[labelled])
+    raw = density.depth(errors.residual)
     spread = np.where(calibration.spread > 0, calibration.spread, 1)  # the root's depth is known
     in_spreads = np.square(errors.residual / spread).sum(axis=-1)[labelled]
     bounds = np.array([np.interp(REPORTED_LEVELS, LEVELS, row) for row in calibration.regions])
@@ -394,7 +415,7 @@ def calibration_report(
         "labelled": int(labelled.sum()),
         "coverage": coverage(labelled),
         "coverage_uncalibrated": {
-            str(level): float((raw <= limit).mean())
+            str(level): float((raw <= limit)[labelled].mean())
             for level, limit in zip(REPORTED_LEVELS, density.depth_of(REPORTED_LEVELS), strict=True)
         },
         "coverage_normal": {
@@ -478,7 +499,8 @@ def calibrate_run(
     input_format = config.input_format
     if not input_format.reads_images:
         raise ModelError(f"{run.path}: a lifter, which takes keypoints; expected a model of images")
-    dims, found = regressor.output["mu"].shape[-1], source.records.keypoints.shape[-1]
+    _, joints, dims = regressor.output["mu"].shape
+    found = source.records.keypoints.shape[-1]
     if found != dims:
         raise DataError(
             f"calibration: found people with {found} coordinates to a joint; expected {dims}, as "
@@ -494,7 +516,7 @@ def calibrate_run(
             f"{run.path} was trained on, where errors are smaller than elsewhere; expected others "
             "(--force calibrates on them all the same)"
         )
-    density = Density.of(run.load_loss(config, dims), dims)
+    density = Density.of(run.load_loss(config, joints, dims), dims)
     forward = forward_function(regressor, source.skeleton, input_format, flip_test=False)
     output = predict_outputs(
         forward,

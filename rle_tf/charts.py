@@ -86,6 +86,33 @@ def density_chart(draws: np.ndarray, title: str, path: Path) -> None:
     figure.savefig(path)
 
 
+def joint_densities_chart(
+    draws: np.ndarray, joints: tuple[str, ...], title: str, path: Path
+) -> None:
+    """Draws the density of x and y of each joint as a PNG, for flows that are each joint's own.
+
+    Args:
+        draws: (n, K, D) residuals.
+        joints: K names.
+        title, path: As in `density_chart`.
+    """
+    columns = min(5, len(joints))
+    rows = -(-len(joints) // columns)
+    figure = Figure(figsize=(2.2 * columns, 2.3 * rows + 0.4), dpi=110, layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    reach = float(np.quantile(np.abs(draws[..., :2]), 0.98))
+    edges = np.linspace(-reach, reach, 51)
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    for axes, name, of_joint in zip(grid, joints, draws.swapaxes(0, 1), strict=False):
+        counts, *_ = np.histogram2d(of_joint[:, 1], of_joint[:, 0], bins=[edges, edges])
+        axes.pcolormesh(edges, edges, np.sqrt(counts), cmap="Blues")
+        axes.set_title(name.replace("_", " "), fontsize=9)
+        axes.set(aspect="equal", xlim=(-reach, reach), ylim=(reach, -reach))
+    for axes in grid[len(joints) :]:
+        axes.set_axis_off()
+    figure.savefig(path)
+
+
 def _diagonal(axes) -> None:
     axes.plot([0, 1], [0, 1], color=_GREY, linestyle=":", linewidth=1)
     axes.set(xlim=(0, 1), ylim=(0, 1))

@@ -349,25 +349,35 @@ def flow(
 ) -> None:
     """Draws the density of errors that a training has learned, beside a normal and a Laplace one.
 
-    In units of sigma, of x and y together and of each coordinate.
+    In units of sigma, of x and y together and of each coordinate. Where each joint has a flow of
+    its own that is of all of them, and another picture has each.
     """
     start_tensorflow()
     from rle_tf.calibration import Density
-    from rle_tf.charts import density_chart
+    from rle_tf.charts import density_chart, joint_densities_chart
     from rle_tf.run_folder import RunFolder
 
     folder = RunFolder(run)
     config, regressor = folder.load()
-    dims = regressor.output["mu"].shape[-1]
-    density = Density.of(folder.load_loss(config, dims), dims, draws=200_000)
+    _, joints, dims = regressor.output["mu"].shape
+    # Of a flow for each joint as many in all.
+    draws = 200_000 // (joints if getattr(config.loss, "flow_per_joint", False) else 1)
+    density = Density.of(folder.load_loss(config, joints, dims), dims, draws)
     out = out or run / "flow.png"
     out.parent.mkdir(parents=True, exist_ok=True)
-    density_chart(density.draws, f"{config.name}, loss {config.loss.kind}", out)
-    for name, column in zip("xyz", density.draws.T, strict=False):
+    title = f"{config.name}, loss {config.loss.kind}"
+    draws = density.draws.reshape(-1, dims)
+    density_chart(draws, title, out)
+    for name, column in zip("xyz", draws.T, strict=False):
         low, middle, high = np.quantile(column, [0.16, 0.5, 0.84])
         CONSOLE.print(
             f"{name}: median {middle:+.3f}, 68 % of the draws from {low:.3f} to {high:.3f} sigmas"
         )
+    if density.per_joint:
+        of_joints = out.with_stem(f"{out.stem}_joints")
+        names = config.data.source.skeleton.joints
+        joint_densities_chart(density.draws, names, title, of_joints)
+        CONSOLE.print(f"written: {of_joints}", soft_wrap=True)
     CONSOLE.print(f"written: {out}", soft_wrap=True)
 
 

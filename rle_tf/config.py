@@ -132,6 +132,7 @@ class RLELossConfig(Section):
         convention: `paper` (equation 8) or `official` (the authors' code).
         flow_layers, flow_hidden: Couplings of the flow and width of their networks. In 3D there is
             a second flow, for people without depths.
+        flow_per_joint: Whether each joint has a flow of its own, or all share one (the paper's).
     """
 
     kind: Literal["rle"] = "rle"
@@ -139,11 +140,11 @@ class RLELossConfig(Section):
     convention: Literal["paper", "official"] = "paper"
     flow_layers: int = Field(6, ge=0)
     flow_hidden: int = Field(64, gt=0)
+    flow_per_joint: bool = False
 
-    def build(self, dims: int) -> PoseLoss:
+    def build(self, dims: int, joints: int) -> PoseLoss:
         flow, flow_2d = (
-            RealNVP(d, layers=self.flow_layers, hidden=self.flow_hidden) if d else None
-            for d in (dims, 2 if dims == 3 else 0)
+            _flow(self, d, joints) if d else None for d in (dims, 2 if dims == 3 else 0)
         )
         return RLELoss(flow, base=self.base, convention=self.convention, flow_2d=flow_2d)
 
@@ -153,17 +154,26 @@ class DirectLossConfig(Section):
 
     Attributes:
         reparameterised: Whether the flow is the density of residuals, or of the places themselves.
-        flow_layers, flow_hidden: As in loss rle.
+        flow_layers, flow_hidden, flow_per_joint: As in loss rle.
     """
 
     kind: Literal["direct"] = "direct"
     reparameterised: bool = True
     flow_layers: int = Field(6, ge=0)
     flow_hidden: int = Field(64, gt=0)
+    flow_per_joint: bool = False
 
-    def build(self, dims: int) -> PoseLoss:
-        flow = RealNVP(dims, layers=self.flow_layers, hidden=self.flow_hidden)
-        return DirectLoss(flow, self.reparameterised)
+    def build(self, dims: int, joints: int) -> PoseLoss:
+        return DirectLoss(_flow(self, dims, joints), self.reparameterised)
+
+
+def _flow(config: RLELossConfig | DirectLossConfig, dims: int, joints: int) -> RealNVP:
+    return RealNVP(
+        dims,
+        layers=config.flow_layers,
+        hidden=config.flow_hidden,
+        joints=joints if config.flow_per_joint else None,
+    )
 
 
 class L1LossConfig(Section):
@@ -171,7 +181,7 @@ class L1LossConfig(Section):
 
     kind: Literal["l1"] = "l1"
 
-    def build(self, dims: int) -> PoseLoss:
+    def build(self, dims: int, joints: int) -> PoseLoss:
         return L1Loss()
 
 
@@ -180,7 +190,7 @@ class L2LossConfig(Section):
 
     kind: Literal["l2"] = "l2"
 
-    def build(self, dims: int) -> PoseLoss:
+    def build(self, dims: int, joints: int) -> PoseLoss:
         return L2Loss()
 
 
@@ -189,7 +199,7 @@ class DensityLossConfig(Section):
 
     kind: Literal["laplace", "gaussian"]
 
-    def build(self, dims: int) -> PoseLoss:
+    def build(self, dims: int, joints: int) -> PoseLoss:
         return DensityLoss(self.kind)
 
 
@@ -203,7 +213,7 @@ class HeatmapLossConfig(Section):
     kind: Literal["heatmap"] = "heatmap"
     sigma_cells: float = Field(2.0, gt=0)
 
-    def build(self, dims: int) -> PoseLoss:
+    def build(self, dims: int, joints: int) -> PoseLoss:
         return HeatmapLoss(self.sigma_cells)
 
 

@@ -93,7 +93,7 @@ class PoseEstimator(keras.Model):
 
     # No property: Keras looks at every attribute when it saves, and this takes a second.
     def spread(self) -> np.ndarray:
-        """(D,) what one sigma is worth, `PoseLoss.spread`; NaN where sigma is not trained."""
+        """(D,) or (K, D) what one sigma is worth, `PoseLoss.spread`; NaN where none is trained."""
         return self.loss.spread(self.regressor.output["mu"].shape[-1])
 
     def build(self, input_shape) -> None:

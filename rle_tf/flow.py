@@ -23,30 +23,49 @@ with warnings.catch_warnings():
 
 
 class _Conditioner(keras.layers.Layer):
-    """(..., D) -> (..., D): dense layers D-hidden-hidden-D with LeakyReLU(0.01) between them."""
+    """(..., D) -> (..., D): dense layers D-hidden-hidden-D with LeakyReLU(0.01) between them.
 
-    def __init__(self, dims: int, hidden: int, name: str):
+    With `joints` (..., K, D) -> (..., K, D), by weights of each joint's own.
+    """
+
+    def __init__(self, dims: int, hidden: int, joints: int | None, name: str):
         super().__init__(name=name, dtype="float32")
         self.dims = dims
-        # Glorot with gain 0.01, as the reference heads: the flow starts close to the identity,
-        # so the loss starts close to that of the base density.
-        small = keras.initializers.VarianceScaling(1e-4, mode="fan_avg", distribution="uniform")
-        self.dense = [
-            keras.layers.Dense(hidden, dtype="float32", name="dense_0"),
-            keras.layers.Dense(hidden, dtype="float32", name="dense_1"),
-            keras.layers.Dense(dims, kernel_initializer=small, dtype="float32", name="dense_2"),
-        ]
+        # Glorot's, with gain 0.01 as the reference heads: the flow starts close to the identity, so
+        # the loss starts close to that of the base density. The first to be made, and so the first
+        # to draw a seed: the same seed goes on giving the same flow.
+        last = _dense(hidden, dims, joints, 0.01, "dense_2")
+        first = _dense(dims, hidden, joints, 1.0, "dense_0")
+        self.dense = [first, _dense(hidden, hidden, joints, 1.0, "dense_1"), last]
 
     def build(self, input_shape):
         for layer in self.dense:
             layer.build(input_shape)
-            input_shape = (*input_shape[:-1], layer.units)
+            input_shape = (*input_shape[:-1], layer.bias.shape[-1])
 
     def call(self, x):
         first, second, last = self.dense
         x = tf.nn.leaky_relu(first(x), 0.01)
         x = tf.nn.leaky_relu(second(x), 0.01)
         return last(x)
+
+
+def _dense(
+    inputs: int, units: int, joints: int | None, gain: float, name: str
+) -> keras.layers.Layer:
+    # Glorot's by hand: of a kernel with an axis of joints Keras takes other fans than of one joint.
+    limit = gain * math.sqrt(6 / (inputs + units))
+    initial = keras.initializers.RandomUniform(-limit, limit)
+    if joints is None:
+        return keras.layers.Dense(units, kernel_initializer=initial, dtype="float32", name=name)
+    return keras.layers.EinsumDense(
+        "...kc,kcd->...kd",
+        (joints, units),
+        bias_axes="kd",
+        kernel_initializer=initial,
+        dtype="float32",
+        name=name,
+    )
 
 
 @keras.saving.register_keras_serializable(package="rle_tf")
@@ -69,9 +88,11 @@ class RealNVP(keras.layers.Layer):
         hidden: width of both hidden layers of each conditioner.
         name: name of the Keras layer.
         trainable: whether the variables are trained.
+        joints: K, for K flows with weights of their own, one a joint; `None` for one that all
+            share (the paper's). Below, (..., D) is (..., K, D) then.
 
     Raises:
-        ModelError: `dims` < 2, `layers` < 0 or `hidden` < 1.
+        ModelError: `dims` < 2, `layers` < 0, `hidden` < 1 or `joints` < 1.
     """
 
     def __init__(
@@ -81,20 +102,28 @@ class RealNVP(keras.layers.Layer):
         hidden: int = 64,
         name: str | None = None,
         trainable: bool = True,
+        joints: int | None = None,
     ):
         for argument, value, least in [
             ("dims", dims, 2),
             ("layers", layers, 0),
             ("hidden", hidden, 1),
+            ("joints", 1 if joints is None else joints, 1),
         ]:
             if value < least:
                 raise ModelError(f"RealNVP: {argument} is {value}, expected at least {least}")
         super().__init__(name=name, trainable=trainable, dtype="float32")
         self.dims = dims
         self.hidden = hidden
-        self.scale_nets = [_Conditioner(dims, hidden, f"scale_{i}") for i in range(layers)]
-        self.shift_nets = [_Conditioner(dims, hidden, f"shift_{i}") for i in range(layers)]
-        self.build((None, dims))
+        self.joints = joints
+        self.scale_nets = [_Conditioner(dims, hidden, joints, f"scale_{i}") for i in range(layers)]
+        self.shift_nets = [_Conditioner(dims, hidden, joints, f"shift_{i}") for i in range(layers)]
+        self.build((None, *self.event_shape))
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """(D,), or (K, D) of a flow for each joint."""
+        return (self.dims,) if self.joints is None else (self.joints, self.dims)
 
     def build(self, input_shape):
         for net in [*self.scale_nets, *self.shift_nets]:
@@ -138,7 +167,7 @@ class RealNVP(keras.layers.Layer):
             (...), float32.
 
         Raises:
-            ModelError: the last dimension of x is not D.
+            ModelError: x has another shape.
         """
         z, log_det = self.inverse(x)
         log_normaliser = 0.5 * self.dims * math.log(2 * math.pi)
@@ -151,16 +180,18 @@ class RealNVP(keras.layers.Layer):
             ModelError: as `log_prob`.
         """
         x = tf.cast(x, tf.float32)
-        if x.shape.rank is None or x.shape.rank == 0 or x.shape[-1] != self.dims:
+        event = self.event_shape
+        if x.shape.rank is None or tuple(x.shape[-len(event) :]) != event:
+            wanted = ", ".join(map(str, event))
             raise ModelError(
-                f"RealNVP '{self.name}': x has shape {x.shape}, expected (..., {self.dims})"
+                f"RealNVP '{self.name}': x has shape {x.shape}, expected (..., {wanted})"
             )
         bijector = self.bijector
         return bijector.inverse(x), bijector.inverse_log_det_jacobian(x, event_ndims=1)
 
     def sample(self, n: int, seed: int) -> tf.Tensor:
         """Draws (n, D) float32 samples; the same integer seed gives the same samples."""
-        z = tf.random.stateless_normal([n, self.dims], seed=[seed, 0])
+        z = tf.random.stateless_normal([n, *self.event_shape], seed=[seed, 0])
         return self.bijector.forward(z)
 
     def call(self, x):
@@ -174,4 +205,5 @@ class RealNVP(keras.layers.Layer):
             "hidden": self.hidden,
             "name": self.name,
             "trainable": self.trainable,
+            "joints": self.joints,
         }

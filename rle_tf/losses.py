@@ -56,41 +56,53 @@ class PoseLoss(keras.losses.Loss):
 
     def log_density(self, residual) -> tf.Tensor | None:
         """Log of the density of residuals (target - mu) / sigma that the loss learns, but for a
-        constant: (..., D) -> (...). None where no sigma is trained."""
+        constant: (..., D) -> (...), or where each joint has its own (..., K, D) -> (..., K). None
+        where no sigma is trained."""
         return None
 
     def proposals(self, dims: int, n: int, seed: int) -> list[tuple[tf.Tensor, Callable]]:
-        """Densities that the learned one is near to: (n, dims) draws of each, and the function
-        (..., dims) -> (...) of its log."""
+        """Densities that the learned one is near to: (n, [K,] dims) draws of each, and the function
+        (..., [K,] dims) -> (..., [K]) of its log."""
         return []
 
     def _weighted(self, dims: int, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Residuals (m, dims), n of each proposal, and weights (m,) under which they are of the
-        learned density: importance sampling from the mixture of the proposals."""
+        """Residuals (m, [K,] dims), n of each proposal, and weights (m, [K]) under which they are
+        of the learned density: importance sampling from the mixture of the proposals."""
         proposals = self.proposals(dims, n, seed)
         if not proposals:
             return np.full((n, dims), np.nan), np.full(n, 1 / n)
         points = tf.concat([points for points, _ in proposals], axis=0)
         mixture = tf.reduce_logsumexp([log(points) for _, log in proposals], axis=0)
         log_weight = np.float64(self.log_density(points) - mixture)
-        weight = np.exp(log_weight - log_weight.max())
-        return points.numpy().astype(np.float64), weight / weight.sum()
+        weight = np.exp(log_weight - log_weight.max(axis=0))
+        return points.numpy().astype(np.float64), weight / weight.sum(axis=0)
 
     def draws(self, dims: int, n: int = 20_000, seed: int = 0) -> np.ndarray:
-        """(n, dims) float64 residuals drawn from the learned density, base times flow, normalised;
-        NaN where no sigma is trained."""
+        """(n, dims) float64 residuals drawn from the learned density, base times flow, normalised,
+        or where each joint has its own (n, K, dims); NaN where no sigma is trained."""
         points, weight = self._weighted(dims, 8 * n, seed)
-        return points[np.random.default_rng(seed).choice(len(weight), n, p=weight)]
+        rng = np.random.default_rng(seed)
+        if weight.ndim == 1:
+            return points[rng.choice(len(weight), n, p=weight)]
+        columns = [
+            points[rng.choice(len(weight), n, p=of_joint), joint]
+            for joint, of_joint in enumerate(weight.T)
+        ]
+        return np.stack(columns, axis=1)
 
     def spread(self, dims: int) -> np.ndarray:
         """(dims,) what one sigma is worth: the 68.27 % quantile of |residual| under the learned
         density, where a normal one has its standard deviation; NaN where no sigma is trained.
+        (K, dims) where each joint has a density of its own.
 
         The loss settles the product of sigma and this, not sigma alone: a density twice as narrow
         fits with sigmas twice as large. So an error is to be expected within `sigma * spread`.
         """
         points, weight = self._weighted(dims, 100_000, 0)
-        return np.array([_quantile(np.abs(column), weight, 0.6827) for column in points.T])
+        weight = np.broadcast_to(weight[..., None], points.shape).reshape(len(points), -1)
+        columns = np.abs(points).reshape(len(points), -1)
+        found = [_quantile(c, w, 0.6827) for c, w in zip(columns.T, weight.T, strict=True)]
+        return np.array(found).reshape(points.shape[1:])
 
     def _supervised_error(self, target, output):
         """`keypoints - mu` with 0 where the weight is 0, the weight, and what is known (B, K, D).
@@ -251,13 +263,14 @@ _BASES = {"laplace": _laplace, "gaussian": _gaussian}
 _CONVENTIONS = ("paper", "official")
 
 
-def _base_proposal(base: str, scale: float, dims: int, n: int, seed: int):
-    """Draws (n, dims) of Q at a scale, and its log density."""
+def _base_proposal(base: str, scale: float, event_shape: tuple[int, ...], n: int, seed: int):
+    """Draws (n, *event_shape) of Q at a scale, and its log density."""
     rng = np.random.default_rng([seed, 1])
-    unit = {"laplace": rng.laplace, "gaussian": rng.standard_normal}[base](size=(n, dims))
+    unit = {"laplace": rng.laplace, "gaussian": rng.standard_normal}[base](size=(n, *event_shape))
+    log_volume = event_shape[-1] * math.log(scale)
 
     def log(residual):
-        return -tf.reduce_sum(_BASES[base](residual / scale), axis=-1) - dims * math.log(scale)
+        return -tf.reduce_sum(_BASES[base](residual / scale), axis=-1) - log_volume
 
     return tf.constant(unit * scale, tf.float32), log
 
@@ -296,7 +309,7 @@ class DensityLoss(PoseLoss):
         return -tf.reduce_sum(_BASES[self.base](residual), axis=-1)
 
     def proposals(self, dims, n, seed):
-        return [_base_proposal(self.base, 1.0, dims, n, seed)]
+        return [_base_proposal(self.base, 1.0, (dims,), n, seed)]
 
     def call(self, target, output):
         error, weight, _ = self._supervised_error(target, output)
@@ -400,7 +413,7 @@ class RLELoss(PoseLoss):
         of_flow = sign * self.flow.sample(n, seed)
         return [
             (of_flow, lambda residual: self.flow.log_prob(sign * residual)),
-            _base_proposal(self.base, scale, dims, n, seed),
+            _base_proposal(self.base, scale, self.flow.event_shape, n, seed),
         ]
 
     def call(self, target, output):

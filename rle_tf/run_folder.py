@@ -89,7 +89,8 @@ class RunFolder:
 
     @property
     def spread(self) -> np.ndarray:
-        """(D,) `PoseLoss.spread`, by which an expected error is more than sigma; NaN with l1, l2.
+        """(D,) or (K, D) `PoseLoss.spread`, by which an expected error is more than sigma; NaN
+        where no sigma is trained.
 
         Raises:
             ModelError: if it has not been written.
@@ -98,17 +99,17 @@ class RunFolder:
             raise ModelError(f"{self.density}: no such file; expected the folder of a run")
         return np.array(json.loads(self.density.read_text())["spread"], float)
 
-    def load_loss(self, config: RunConfig, dims: int) -> PoseLoss:
+    def load_loss(self, config: RunConfig, joints: int, dims: int) -> PoseLoss:
         """The loss of the run with its trained flow.
 
         Args:
             config: The run's.
-            dims: Coordinates of the regressor's joints.
+            joints, dims: Of the regressor's poses.
 
         Raises:
             ModelError: if the flow was not written, or is of another loss.
         """
-        loss = config.loss.build(dims)
+        loss = config.loss.build(dims, joints)
         self._read_flows(loss)
         return loss
 
@@ -170,7 +171,8 @@ class RunFolder:
             with written(self.flow) as unfinished:
                 flows = (value for flow in estimator.flows for value in flow.get_weights())
                 np.savez(unfinished, *flows)
-            spread = [None if np.isnan(value) else float(value) for value in estimator.spread()]
+            spread = estimator.spread()
+            spread = np.where(np.isnan(spread), None, spread).tolist()
             write_whole(self.density, json.dumps({"spread": spread}) + "\n")
 
     def write_scores(self, scores: dict[str, float], results: list[dict]) -> None:

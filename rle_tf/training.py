@@ -63,7 +63,7 @@ def build_estimator(
             layer.synchronized = train.sync_batch_norm
     estimator = PoseEstimator(
         regressor,
-        config.loss.build(people.dims),
+        config.loss.build(people.dims, len(people.skeleton.joints)),
         map_weight=train.map_weight,
         joint_weights=_joint_weights(train.joint_weights, people.skeleton),
     )

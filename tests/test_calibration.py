@@ -178,6 +178,36 @@ def test_of_a_density_with_a_flow_its_own_draws_are_calibrated(dims, convention)
     assert cal._scale(2.5 * residual, density) == pytest.approx(2.5, rel=0.05)
 
 
+def test_each_joint_can_have_a_density_of_its_own():
+    """Draws of each joint's flow are calibrated by it, and not by another joint's."""
+    keras.utils.set_random_seed(0)
+    flow = RealNVP(2, layers=4, hidden=8, joints=2)
+    for variable in flow.variables:
+        variable.assign_add(0.3 * keras.random.normal(variable.shape))
+    loss = RLELoss(flow)
+    density = cal.Density.of(loss, 2)
+    assert density.per_joint and loss.spread(2).shape == (2, 2)
+    residual = loss.draws(2, 4000, seed=5)
+    inside = [(density.depth(residual) <= limit).mean(0) for limit in density.depth_of(cal.LEVELS)]
+    np.testing.assert_allclose(inside, np.stack([cal.LEVELS] * 2, axis=-1), atol=0.03)
+    for joint in range(2):
+        alone = density.of_joint(joint)
+        np.testing.assert_allclose(
+            alone.log_of(residual[:, joint]), density.log_of(residual)[:, joint], atol=1e-4
+        )
+        assert cal._scale(residual[:, joint], alone) == pytest.approx(1, abs=0.05)
+    errors, records, poses = people(400, 0)
+    errors.residual[:, :2] = residual[:400]
+    few = cal.Errors(
+        errors.residual[:, :2], errors.log_sigma[:, :2], errors.relative[:, :2],
+        errors.relative_sigma[:, :2], np.ones((400, 2), bool),
+    )  # fmt: skip
+    few.labelled[20:, 1] = False  # which is fitted as all are
+    calibration = cal.fit(few, density)
+    assert calibration.scale[0] == pytest.approx(1, abs=0.15)
+    assert np.isfinite(calibration.regions).all() and np.isfinite(calibration.spread).all()
+
+
 def test_errors_beyond_all_draws_are_told_apart():
     """A tenth of the joints is where the density has nothing: 95 % regions reach there."""
     errors, records, poses = people(1500, 0)
@@ -315,7 +345,7 @@ def run(tmp_path_factory):
     folder = RunFolder(root / "run")
     folder.path.mkdir()
     config.save(folder.config)
-    folder.save_regressor(PoseEstimator(regressor, config.loss.build(2)))
+    folder.save_regressor(PoseEstimator(regressor, config.loss.build(2, 14)))
     return folder
 
 
@@ -383,14 +413,14 @@ def test_training_people_are_refused_unless_forced(run):
 def test_a_run_without_its_flow_is_named(run, tmp_path):
     config, _ = run.load()
     folder = RunFolder(tmp_path)
-    folder.load_loss(config, 2)  # laplace has none
+    folder.load_loss(config, 14, 2)  # laplace has none
     config = load_config(run.config, ["loss={kind: rle}"])
     with pytest.raises(ModelError, match="flow.npz: no such file; expected the flow of a run"):
-        folder.load_loss(config, 2)
+        folder.load_loss(config, 14, 2)
     np.savez(folder.flow, np.zeros(3))
     with pytest.raises(ModelError, match="flow.npz: holds 1 arrays; expected the 72 of loss"):
-        folder.load_loss(config, 2)
+        folder.load_loss(config, 14, 2)
     for content in (b"no zip", b""):
         folder.flow.write_bytes(content)
         with pytest.raises(ModelError, match="flow.npz: cannot be read as a flow"):
-            folder.load_loss(config, 2)
+            folder.load_loss(config, 14, 2)

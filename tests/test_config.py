@@ -107,9 +107,9 @@ def test_an_override_replaces_a_section(recipe):
     config = load_config(recipe, ["loss={kind: l1}", "data.source.root=a=b"])
     assert config.loss == L1LossConfig()
     for kind, base in (("laplace", "laplace"), ("gaussian", "gaussian")):
-        loss = load_config(recipe, [f"loss={{kind: {kind}}}"]).loss.build(2)
+        loss = load_config(recipe, [f"loss={{kind: {kind}}}"]).loss.build(2, 14)
         assert isinstance(loss, DensityLoss) and loss.base == base
-    assert isinstance(load_config(recipe, ["loss={kind: l2}"]).loss.build(2), L2Loss)
+    assert isinstance(load_config(recipe, ["loss={kind: l2}"]).loss.build(2, 14), L2Loss)
     assert config.data.source.root == "a=b"
 
 

@@ -207,6 +207,7 @@ def test_config_round_trip():
         "hidden": 16,
         "name": "density",
         "trainable": True,
+        "joints": None,
     }
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(flow))
     assert isinstance(again, RealNVP) and again.get_config() == config
@@ -265,3 +266,43 @@ def test_impossible_sizes_are_refused(arguments, message):
 def test_points_of_other_dimensions_are_refused(shape):
     with pytest.raises(ModelError, match=r"'density': x has shape .*, expected \(\.\.\., 2\)"):
         RealNVP(2, layers=1, name="density").log_prob(np.zeros(shape))
+
+
+# ---- one flow a joint
+
+
+def test_a_flow_for_each_joint_is_as_many_flows():
+    keras.utils.set_random_seed(0)
+    together = RealNVP(3, layers=3, hidden=8, joints=4)
+    for variable in together.variables:
+        variable.assign_add(0.2 * keras.random.normal(variable.shape))
+    x = np.random.default_rng(0).normal(size=(5, 4, 3)).astype("float32")
+    z = together.sample(6, seed=1)
+    assert together.log_prob(x).shape == (5, 4) and z.shape == (6, 4, 3)
+    for joint in range(4):
+        alone = RealNVP(3, layers=3, hidden=8)
+        alone.set_weights([value[joint] for value in together.get_weights()])
+        np.testing.assert_allclose(
+            together.log_prob(x)[:, joint], alone.log_prob(x[:, joint]), rtol=1e-5, atol=1e-5
+        )
+        back, log_det = alone.inverse(z[:, joint])
+        np.testing.assert_allclose(back, together.inverse(z)[0][:, joint], atol=1e-5)
+        np.testing.assert_allclose(log_det, together.inverse(z)[1][:, joint], atol=1e-5)
+
+
+def test_flows_of_joints_start_as_one_flow_does():
+    keras.utils.set_random_seed(0)
+    one, many = RealNVP(2), RealNVP(2, joints=50)
+    for ours, theirs in zip(many.get_weights(), one.get_weights(), strict=True):
+        if theirs.ndim == 2 and theirs.size > 100:  # kernels of enough numbers to compare
+            assert ours.std() == pytest.approx(theirs.std(), rel=0.2)
+
+
+def test_flows_of_joints_want_those_joints():
+    flow = RealNVP(2, layers=1, hidden=4, joints=3)
+    with pytest.raises(ModelError, match=r"x has shape \(5, 2\), expected \(\.\.\., 3, 2\)"):
+        flow.log_prob(np.zeros((5, 2)))
+    again = RealNVP.from_config(flow.get_config())
+    assert again.joints == 3 and again.event_shape == (3, 2)
+    with pytest.raises(ModelError, match="joints is 0, expected at least 1"):
+        RealNVP(2, joints=0)

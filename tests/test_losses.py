@@ -820,3 +820,23 @@ def test_direct_likelihood_serialises_with_its_flow(reparameterised):
     np.testing.assert_array_equal(again(target, output), loss(target, output))
     with pytest.raises(ModelError, match="for a flow of 3 dimensions"):
         DirectLoss(bent_flow(3))(target, output)
+
+
+@pytest.mark.parametrize("make", [RLELoss, DirectLoss])
+def test_a_flow_for_each_joint_sees_that_joint_alone(make):
+    keras.utils.set_random_seed(3)
+    flow = RealNVP(2, 2, hidden=8, joints=5)
+    for variable in flow.variables:
+        variable.assign_add(0.1 * keras.random.normal(variable.shape))
+    target, output = batch()
+    target["weight"][:, 1] = 0
+    _, (_, _, *gradients) = value_and_gradients(make(flow), target, output)
+    assert all((g[1] == 0).all() and np.abs(g[[0, 2, 3, 4]]).max() > 0 for g in gradients)
+    of_one = []
+    for joint in (0, 2, 3, 4):
+        alone = RealNVP(2, 2, hidden=8)
+        alone.set_weights([value[joint] for value in flow.get_weights()])
+        one = [{key: v[:, [joint]] for key, v in each.items()} for each in (target, output)]
+        of_one.append(make(alone, reduction=None)(*one))
+    whole = make(flow, reduction=None)(target, output)
+    np.testing.assert_allclose(whole, np.sum(of_one, axis=0), rtol=1e-4)
