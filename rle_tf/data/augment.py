@@ -311,6 +311,13 @@ def occlusion_box(
     return tf.where(inside[first], box, 0.0)
 
 
+def _places(crop: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
+    """(H, W, 2) x and y in the image of each pixel of a crop."""
+    height, width = crop.shape[:2]
+    grid = tf.stack(tf.meshgrid(tf.range(float(width)), tf.range(float(height))), axis=-1)
+    return transform_points(invert(matrix), grid)
+
+
 def occlude(
     crop: tf.Tensor,
     matrix: tf.Tensor,
@@ -332,10 +339,8 @@ def occlude(
         seed: (2,) of the noise.
     """
     box = occlusion_box(box_xyxy, image_wh, largest_area, draws)
-    height, width = crop.shape[:2]
-    grid = tf.stack(tf.meshgrid(tf.range(float(width)), tf.range(float(height))), axis=-1)
     # A pixel reaches half a pixel to each side of its centre.
-    places = transform_points(invert(matrix), grid) + 0.5
+    places = _places(crop, matrix) + 0.5
     hidden = tf.reduce_all((places >= box[:2]) & (places < box[2:]), axis=-1, keepdims=True)
     # Another seed than that of the draws, whose first numbers would be in the noise again.
     noise = tf.random.stateless_uniform(crop.shape, seed=seed + [1, 0], maxval=255.0)
@@ -344,6 +349,8 @@ def occlude(
 
 def occlude_joint(
     crop: tf.Tensor,
+    matrix: tf.Tensor,
+    image_wh: tf.Tensor,
     places: tf.Tensor,
     labelled: tf.Tensor,
     probability: float,
@@ -355,10 +362,13 @@ def occlude_joint(
 
     Args:
         crop: (H, W, 3) float32, 0..255.
+        matrix: (2, 3) affine matrix from image pixels to crop pixels.
+        image_wh: (2,) int32.
         places: (K, 2) x and y of the joints in crop pixels.
         labelled: (K,) bool.
         probability: Of hiding one at all.
-        whole_share: Of the squares, those that are as large as hides the whole crop.
+        whole_share: Of the squares, those that hide the whole crop, as far as the image reaches in
+            it: what is outside stays black.
         draws: (`DRAWS`,) float32 in [0, 1).
         seed: (2,) of the noise.
     """
@@ -373,9 +383,13 @@ def occlude_joint(
     whole = side < whole_share
     low, high = JOINT_OCCLUDER
     side = width * (low + (high - low) * (side - whole_share) / (1 - whole_share))
-    half = tf.where(whole, 2.0 * max(width, height), side / 2)
     grid = tf.stack(tf.meshgrid(tf.range(float(width)), tf.range(float(height))), axis=-1)
-    hidden = tf.reduce_all(tf.abs(grid - centre) < half, axis=-1, keepdims=True)
+    hidden = tf.reduce_all(tf.abs(grid - centre) < side / 2, axis=-1, keepdims=True)
+    if whole_share:
+        found = _places(crop, matrix)
+        last = tf.cast(image_wh, tf.float32) - 1
+        image = tf.reduce_all((found >= 0) & (found <= last), axis=-1, keepdims=True)
+        hidden = tf.where(whole, image & (count > 0), hidden)
 
     def noise(shape):
         # Another seed than those of the draws and of the rectangle's noise.

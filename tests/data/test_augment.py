@@ -489,6 +489,10 @@ def test_a_skeleton_without_halves_is_not_halved():
 # ---- squares over joints
 
 
+# A crop that is the image itself.
+AS_IT_IS = np.float32([[1, 0, 0], [0, 1, 0]]), np.int32([96, 128])
+
+
 def square(*numbers: float) -> np.ndarray:
     """Random numbers of a joint, a side, a kind, a grey and a shift in y and in x."""
     return np.float32([*np.zeros(DRAWS - 7), 0.0, *numbers])
@@ -501,7 +505,7 @@ def test_a_square_hides_the_joint_that_is_drawn(side):
     labelled = np.array([True, True, False, True])  # the first is outside
     for joint, (x, y) in ((0.2, places[1]), (0.7, places[3])):
         found = occlude_joint(
-            crop, places, labelled, 1.0, 0.0, square(joint, side, 0.5, 0.4, 0, 0), (0, 1)
+            crop, *AS_IT_IS, places, labelled, 1.0, 0.0, square(joint, side, 0.5, 0.4, 0, 0), (0, 1)
         )
         hidden = (found.numpy() != -1).all(axis=-1)
         np.testing.assert_allclose(found.numpy()[hidden], 0.4 * 255, rtol=1e-5)
@@ -518,7 +522,9 @@ def test_some_squares_hide_everything(kind):
 
     def found(side: float) -> np.ndarray:
         draws = square(0.5, side, kind, 0.4, 0.5, 0.5)
-        return occlude_joint(crop, np.float32([[2, 3]]), labelled, 1.0, 0.1, draws, seed).numpy()
+        return occlude_joint(
+            crop, *AS_IT_IS, np.float32([[2, 3]]), labelled, 1.0, 0.1, draws, seed
+        ).numpy()
 
     everything = found(0.05)
     assert (everything != crop.numpy()).mean() > 0.99
@@ -533,7 +539,9 @@ def test_covers_are_noise_blotches_a_grey_and_another_part_of_the_crop():
 
     def covered(kind, seed=(0, 1)):
         draws = square(0.5, 0.9, kind, 0.3, 0.5, 0.25)
-        return occlude_joint(crop, places, labelled, 1.0, 0.0, draws, tf.constant(seed)).numpy()
+        return occlude_joint(
+            crop, *AS_IT_IS, places, labelled, 1.0, 0.0, draws, tf.constant(seed)
+        ).numpy()
 
     noise, blotches, grey, part = (covered(kind) for kind in (0.1, 0.3, 0.5, 0.9))
     hidden = (grey != crop.numpy()).any(axis=-1)
@@ -559,14 +567,16 @@ def test_squares_are_as_often_as_said_and_the_same_in_a_dataset():
 
     def one(numbers):
         return occlude_joint(
-            crop, places, labelled, 0.3, 0.0, numbers, tf.constant([0, 1], tf.int64)
+            crop, *AS_IT_IS, places, labelled, 0.3, 0.0, numbers, tf.constant([0, 1], tf.int64)
         )
 
     mapped = np.stack(list(tf.data.Dataset.from_tensor_slices(draws).map(one)))
     assert (mapped != crop.numpy()).any(axis=(1, 2, 3)).mean() == pytest.approx(0.3, abs=0.06)
     np.testing.assert_array_equal(mapped[:20], [one(numbers) for numbers in draws[:20]])
     for nobody in (np.zeros(2, bool), np.ones(2, bool)):
-        found = occlude_joint(crop, places - 100, nobody, 1.0, 0.0, draws[0], tf.constant([0, 1]))
+        found = occlude_joint(
+            crop, *AS_IT_IS, places - 100, nobody, 1.0, 0.0, draws[0], tf.constant([0, 1])
+        )
         np.testing.assert_array_equal(found, crop)
 
 

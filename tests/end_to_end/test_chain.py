@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rle_tf.export.savedmodel import read_metadata
+
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -63,6 +65,30 @@ def test_run_folder_and_exported_model_predict_the_same(demo, rle_tf):
         (entry,) = json.loads((folder / out / "predictions.json").read_text())
         joints.append([[j["x"], j["y"], j["sigma_x"]] for j in entry["people"][0]["joints"]])
     np.testing.assert_allclose(joints[0], joints[1], atol=0.02)
+
+
+@pytest.mark.slow
+def test_the_density_of_its_errors_is_drawn(demo, rle_tf, small_demo):
+    """Of one flow, of a flow for each joint, and of none."""
+    folder, _ = demo
+    printed = rle_tf(folder, "flow", "runs/demo", "--out", "pictures/density.png")
+    assert "x: median" in printed and "pictures/density.png" in printed
+    with Image.open(folder / "pictures/density.png") as picture:
+        assert picture.width > 1000
+    for name, loss in (("each", "{kind: rle, flow_per_joint: true}"), ("none", "{kind: l1}")):
+        recipe = ["train", "demo", "--out", f"runs/{name}", *small_demo, "--set", f"loss={loss}"]
+        rle_tf(folder, *recipe, "--set", "train.epochs=1", "--set", "train.drawn_people=0")
+    rle_tf(folder, "flow", "runs/each")
+    for name in ("flow.png", "flow_joints.png"):
+        with Image.open(folder / "runs/each" / name) as picture:
+            assert picture.width > 1000
+    assert "density of residuals" in rle_tf(folder, "flow", "runs/none", status=1)
+    # Each joint has a spread of its own, which predictions and exports go by.
+    spread = json.loads((folder / "runs/each/density.json").read_text())["spread"]
+    assert np.shape(spread) == (17, 2)
+    rle_tf(folder, "export", "runs/each", "--format", "savedmodel", "--name", "each")
+    metadata = read_metadata(folder / "saved_models/each/1")
+    np.testing.assert_allclose(metadata["spread"], spread)
 
 
 @pytest.mark.slow
