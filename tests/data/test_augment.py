@@ -520,17 +520,20 @@ def test_some_squares_hide_everything(kind):
     crop = tf.random.stateless_uniform((128, 96, 3), (0, 1), 0, 255)
     labelled, seed = np.array([True]), tf.constant([0, 1])
 
-    def found(side: float) -> np.ndarray:
+    def found(side: float, view=AS_IT_IS) -> np.ndarray:
         draws = square(0.5, side, kind, 0.4, 0.5, 0.5)
-        return occlude_joint(
-            crop, *AS_IT_IS, np.float32([[2, 3]]), labelled, 1.0, 0.1, draws, seed
-        ).numpy()
+        places = np.float32([[2, 3]])
+        return occlude_joint(crop, *view, places, labelled, 1.0, 0.1, draws, seed).numpy()
 
     everything = found(0.05)
     assert (everything != crop.numpy()).mean() > 0.99
     # Nor is what was there elsewhere in it.
     assert (everything != np.roll(crop, (64, 48), (0, 1))).mean() > 0.99
     assert (found(0.1) != crop.numpy()).mean() < 0.1
+    # Of a photograph that fills half of the crop, that half.
+    right = np.float32([[1, 0, 48], [0, 1, 0]]), np.int32([48, 128])
+    differs = (found(0.05, right) != crop.numpy()).any(axis=-1)
+    assert differs[:, 48:].mean() > 0.99 and not differs[:, :48].any()
 
 
 def test_covers_are_noise_blotches_a_grey_and_another_part_of_the_crop():
