@@ -21,7 +21,7 @@ def make_strategy(name: Strategy, batch_size: int, accumulate: int = 1) -> tf.di
         name: `none`: TensorFlow's default, one device. `mirrored`: every GPU of this machine, or
             every logical CPU device where there is no GPU. `multi_worker`: the same on several
             machines, which TF_CONFIG or SLURM's variables name; before anything else that
-            TensorFlow computes. `tpu`: the TPU of this machine or of TPU_NAME.
+            TensorFlow computes. `tpu`: the TPU that TPU_NAME names, or that of this machine.
         batch_size: The global batch size, which the replicas share evenly.
         accumulate: Micro-batches of a replica's share.
 
@@ -201,7 +201,9 @@ def _multi_worker() -> tf.distribute.MultiWorkerMirroredStrategy:
 @cache
 def _tpu() -> tf.distribute.TPUStrategy:
     try:
-        resolver = tf.distribute.cluster_resolver.TPUClusterResolver()
+        # Without a name TensorFlow looks for one of Kubernetes', and not for that of this machine.
+        name = os.environ.get("TPU_NAME", "local")
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(name)
         tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
     except (ValueError, RuntimeError, tf.errors.OpError) as error:

@@ -332,13 +332,21 @@ def test_a_killed_run_ends_with_the_same_bits(recipe, tmp_path):
     assert broken.metrics.read_text() == whole.metrics.read_text()
 
 
-def test_several_workers_need_a_cluster(recipe, tmp_path):
+@pytest.mark.parametrize(
+    ("strategy", "message"),
+    [
+        ("multi_worker", "no cluster: neither TF_CONFIG nor SLURM's variables are set"),
+        ("tpu", "train.strategy: found 'tpu', and no TPU was found: TPUs not found in the cluster"),
+    ],
+)
+def test_what_is_not_there_is_said(recipe, tmp_path, strategy, message):
     env = environments(1)[0]
-    env.pop("TF_CONFIG", None)
+    for name in ("TF_CONFIG", "TPU_NAME"):
+        env.pop(name, None)
     command = [sys.executable, "-m", "rle_tf", "train", str(recipe), "--out", str(tmp_path / "run")]
     result = subprocess.run(
-        [*command, "--set", "train.strategy=multi_worker"], env=env, capture_output=True, text=True
+        [*command, "--set", f"train.strategy={strategy}"], env=env, capture_output=True, text=True
     )
     assert result.returncode == 1
-    assert "no cluster: neither TF_CONFIG nor SLURM's variables are set" in result.stderr
+    assert message in " ".join(result.stderr.split()), result.stderr[-2000:]
     assert not (tmp_path / "run").exists()
