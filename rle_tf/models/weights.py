@@ -162,8 +162,8 @@ def _read(path: Path) -> tuple[str, dict[str, np.ndarray]]:
         path, reader = path / "regressor.keras", _read_keras
     if reader is None:
         raise ModelError(
-            f'weights {str(path)!r}: expected "imagenet", the folder of a run or a file that ends '
-            f"in {', '.join(READERS)}"
+            f'weights {str(path)!r}: expected "imagenet" or the folder of a run, or a file that '
+            f"ends in {', '.join(READERS)}"
         )
     if not path.is_file():
         raise ModelError(f"weights file {path} does not exist")

@@ -54,6 +54,7 @@ def test_its_layers_are_the_authors(w32):
     assert any(name.startswith("stage4.1.fuse_layers.3.0.2") for name in names)
 
 
+@pytest.mark.slow
 def test_weights_of_the_authors_layout_fit(w32, tmp_path):
     rng = np.random.default_rng(0)
     state = {

@@ -26,8 +26,8 @@ def patch_means(height: int, width: int, patch: int = 32) -> keras.Model:
     return keras.Model(image, keras.layers.AveragePooling2D(patch)(image), name="patch_means")
 
 
-# Layers by the hundred: of each family the smaller one is in the fast suite.
-HEAVY = ("resnet101", "resnet152", "efficientnet_v2_s", "hrnet_w48")
+# Layers by the hundred, for the slow suite.
+HEAVY = ("resnet101", "resnet152", "efficientnet_v2_s", "hrnet_w32", "hrnet_w48")
 
 
 @pytest.fixture(
