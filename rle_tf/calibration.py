@@ -494,7 +494,7 @@ def calibrate_run(
     Raises:
         DataError: for too few labelled joints, people that the model was trained on, or people
             with another number of coordinates.
-        ModelError: for a lifter, or a loss that trains no sigma.
+        ModelError: for a lifter, or a loss that trains no density of residuals.
     """
     input_format = config.input_format
     if not input_format.reads_images:

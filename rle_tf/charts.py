@@ -19,7 +19,7 @@ def calibration_chart(report: dict, title: str, path: Path) -> None:
     _coverage(coverage, report)
     _risk(risk, report)
     _joints(joints, report)
-    figure.savefig(path)
+    figure.savefig(path, format="png")
 
 
 def comparison_chart(curves: dict[str, list[list[float]]], title: str, path: Path) -> None:
@@ -42,7 +42,7 @@ def comparison_chart(curves: dict[str, list[list[float]]], title: str, path: Pat
     )
     axes.grid(alpha=0.25)
     axes.legend(loc="upper left", frameon=False, ncols=2)
-    figure.savefig(path)
+    figure.savefig(path, format="png")
 
 
 def density_chart(draws: np.ndarray, title: str, path: Path) -> None:
@@ -83,7 +83,7 @@ def density_chart(draws: np.ndarray, title: str, path: Path) -> None:
         axes.plot(places, laplace, "--", color=_THIRD, label="Laplace")
         axes.set(title=name, xlabel=f"{name}, in sigmas", xlim=(-reach, reach), ylim=(0, None))
         axes.legend(loc="upper right", frameon=False, fontsize=8)
-    figure.savefig(path)
+    figure.savefig(path, format="png")
 
 
 def joint_densities_chart(
@@ -110,7 +110,7 @@ def joint_densities_chart(
         axes.set(aspect="equal", xlim=(-reach, reach), ylim=(reach, -reach))
     for axes in grid[len(joints) :]:
         axes.set_axis_off()
-    figure.savefig(path)
+    figure.savefig(path, format="png")
 
 
 def _diagonal(axes) -> None:

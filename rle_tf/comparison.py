@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import keras
@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from rle_tf import metrics
-from rle_tf.config import RunConfig
+from rle_tf.config import RunConfig, load_config
 from rle_tf.config_file import validated
 from rle_tf.data.source import Source
 from rle_tf.errors import ConfigError
@@ -23,6 +23,8 @@ from rle_tf.files import write_whole
 from rle_tf.models.cost import multiply_adds, parameters
 from rle_tf.run_folder import RunFolder
 from rle_tf.training import build_estimator, train
+
+LOG = logging.getLogger(__name__)
 
 _MAPS = {"head": "heatmap", "map_sigma": False, "map_window": None}
 _INTEGRAL = {"head": "soft_argmax"}
@@ -73,16 +75,17 @@ class Row:
     scores: dict[str, list[float]]
     correlation: list[float]
     curves: list[list[float]]
-    parameters: int
-    multiply_adds: int
-    step: float
-    latency: float
+    parameters: int = 0
+    multiply_adds: int = 0
+    step: float = math.nan
+    latency: float = math.nan
 
 
 def variant(config: RunConfig, method: str, seed: int) -> RunConfig:
     """A recipe as one of the `METHODS` and with another seed; all else stays.
 
-    A flow is as large as the recipe's, where that has one.
+    A flow is as large as the recipe's, where that has one. Wanted peaks of heatmaps are as wide in
+    the crop as SimpleBaseline's, and one cell at least.
 
     Raises:
         ConfigError: for an unknown method, or one that the recipe's model cannot have.
@@ -97,20 +100,27 @@ def variant(config: RunConfig, method: str, seed: int) -> RunConfig:
     values |= {"name": f"{config.name}-{method}-{seed}", "seed": seed}
     for section in ("model", "train"):
         values[section] |= changes.get(section, {})
-    has_flow = changes["loss"]["kind"] in ("rle", "direct")
-    values["loss"] = changes["loss"] | (flow if has_flow else {})
+    kind = changes["loss"]["kind"]
+    own = values["loss"] if values["loss"]["kind"] == kind == "heatmap" else {}
+    values["loss"] = own | changes["loss"] | (flow if kind in ("rle", "direct") else {})
     if "model" in changes:
-        values["model"]["deconvolutions"] = _deconvolutions(values["model"], config)
+        height = _map_height(values["model"], config)
+        fine = config.data.image_size[0] / _MAP_STRIDE
+        values["model"]["deconvolutions"] = max(0, round(math.log2(fine / height)))
+        if kind == "heatmap" and not own:
+            # Peaks as wide in the crop as SimpleBaseline's, but for what coarse maps can show.
+            height *= 2 ** values["model"]["deconvolutions"]
+            values["loss"]["sigma_cells"] = max(1.0, 2 * height / 64)
     return validated(RunConfig, values, f"{config.name} with method {method}")
 
 
-def _deconvolutions(model: dict, config: RunConfig) -> int:
-    plain = model | {"head": "heatmap", "deconvolutions": 0, "weights": None, "freeze": None}
+def _map_height(model: dict, config: RunConfig) -> int:
+    """Rows of the maps without deconvolutions."""
+    plain = model | {"head": "soft_argmax", "deconvolutions": 0, "weights": None, "freeze": None}
     plain |= {"map_sigma": False, "map_window": None}
     section = validated(type(config.model), plain, config.name)
     regressor = section.build(config.data.source.skeleton, 2, config.data.image_size)
-    height = regressor.get_layer("score_maps").output.shape[1]
-    return max(0, round(math.log2(config.data.image_size[0] / height / _MAP_STRIDE)))
+    return regressor.get_layer("score_maps").output.shape[1]
 
 
 def compare(
@@ -142,6 +152,11 @@ def compare(
     configs = {
         (method, seed): variant(config, method, seed) for method in methods for seed in seeds
     }
+    dims = config.open_source("val", boxes="ground_truth").records.keypoints.shape[-1]
+    for (method, seed), run in configs.items():
+        if dims == 3 and run.loss.kind == "heatmap":
+            raise ConfigError(f"method {method!r}: maps have no depth; expected people in 2D")
+        _same_budget(RunFolder(out / f"{method}-{seed}"), run)
     found = {}
     for seed in seeds:
         for method in methods:
@@ -153,8 +168,6 @@ def compare(
             curve = [line.get("val_pck", math.nan) for line in history]
             found[method, seed] = scores, _correlation(folder, run), curve
             keras.backend.clear_session()
-    firsts = {method: configs[method, seeds[0]] for method in methods}
-    costs = _costs(firsts)
     rows = []
     for method in methods:
         scores, correlation, curves = zip(*(found[method, seed] for seed in seeds), strict=True)
@@ -165,13 +178,37 @@ def compare(
                 {name: [each[name] for each in scores] for name in names},
                 list(correlation),
                 list(curves),
-                **costs[method],
             )
         )
+    # Before what may need more memory than a training.
+    _write(rows, out)
+    costs = _costs({method: configs[method, seeds[0]] for method in methods})
+    rows = [replace(row, **costs[row.method]) for row in rows]
+    _write(rows, out)
+    return rows
+
+
+def _same_budget(folder: RunFolder, config: RunConfig) -> None:
+    """Raises `ConfigError` for a run that had another budget, which a resumed one may have."""
+    if not folder.config.exists():
+        return
+    before = load_config(folder.config)
+    for key, old, new in (
+        ("train.epochs", before.train.epochs, config.train.epochs),
+        ("train.start", before.train.start, config.train.start),
+        ("model.weights", *(getattr(c.model, "weights", None) for c in (before, config))),
+    ):
+        if old != new:
+            raise ConfigError(
+                f"{folder.config}: {key} was {old!r} and is {new!r}; expected the same for all "
+                "runs of a comparison, or another --out"
+            )
+
+
+def _write(rows: Sequence[Row], out: Path) -> None:
     write_whole(out / "comparison.md", markdown(rows))
     plain = keras.tree.map_structure(_known, [vars(row) for row in rows])
     write_whole(out / "comparison.json", json.dumps(plain, indent=1) + "\n")
-    return rows
 
 
 def _known(value):
@@ -196,8 +233,8 @@ def markdown(rows: Sequence[Row]) -> str:
                 _spread(row.correlation, 3),
                 f"{row.parameters / 1e6:.1f} M",
                 f"{row.multiply_adds / 1e9:.2f}",
-                f"{row.step:.2f}",
-                f"{row.latency:.2f}",
+                _spread([row.step], 2),
+                _spread([row.latency], 2),
             ]
         )
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
@@ -235,8 +272,8 @@ def _costs(configs: dict[str, RunConfig]) -> dict[str, dict[str, float]]:
     """Size and relative times of each method's model, with random weights and in turns, since a
     machine is not equally fast all the time."""
     steps, forwards, costs = {}, {}, {}
+    people = next(iter(configs.values())).open_training()
     for method, config in configs.items():
-        people = config.open_training()
         plain = config.model_copy(
             update={"model": config.model.model_copy(update={"weights": None})}
             if config.model.kind == "image"
@@ -264,6 +301,8 @@ def _costs(configs: dict[str, RunConfig]) -> dict[str, dict[str, float]]:
         for key, calls in (("step", steps), ("latency", forwards)):
             for method, share in _relative_times(calls).items():
                 costs[method][key] = share
+    except tf.errors.ResourceExhaustedError:
+        LOG.warning("too little memory to time all methods side by side; the table has no times")
     finally:
         logger.setLevel(level)
     return costs

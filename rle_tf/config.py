@@ -48,7 +48,8 @@ class ModelConfig(Section):
 
     Attributes:
         backbone: Its name.
-        weights: `null` (random), `imagenet` (downloaded), or a file of backbone weights.
+        weights: `null` (random), `imagenet` (downloaded), or a file of backbone weights, or the
+            folder of a run.
         output_layer: The backbone is cut at this layer.
         head: `pooled` (the paper's), `soft_argmax` or `heatmap`, which loss heatmap trains.
         feature_norm: Whether the mean head divides its features by their L2 norm.
@@ -371,8 +372,8 @@ class RunConfig(Section):
     def _maps_are_taught_where_there_are_any(self):
         if self.train.map_weight and getattr(self.model, "head", None) != "soft_argmax":
             raise ValueError(
-                f"train.map_weight: found {self.train.map_weight} for a model without maps; "
-                "expected 0, or model.head soft_argmax"
+                f"train.map_weight: found {self.train.map_weight} for a model without maps of "
+                "soft_argmax; expected 0, or model.head soft_argmax"
             )
         return self
 

@@ -66,8 +66,11 @@ class PoseLoss(keras.losses.Loss):
         return []
 
     def _weighted(self, dims: int, n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Residuals (m, [K,] dims), n of each proposal, and weights (m, [K]) under which they are
-        of the learned density: importance sampling from the mixture of the proposals."""
+        """Residuals (m, [K,] dims), n of each proposal (where each joint has a density fewer of
+        each), and weights (m, [K]) under which they are of the learned density: importance sampling
+        from the mixture of the proposals."""
+        # Flows of K joints are as much work as one flow of K times as many points.
+        n = max(4_000, n // (getattr(self.flow, "joints", None) or 1))
         proposals = self.proposals(dims, n, seed)
         if not proposals:
             return np.full((n, dims), np.nan), np.full(n, 1 / n)
@@ -493,9 +496,9 @@ class DirectLoss(PoseLoss):
         reduction: that of `keras.losses.Loss`.
         name: name of the loss.
 
-    A joint counts where every coordinate is supervised, by its smallest weight; log sigma by each
-    coordinate's weight where it is reparameterised. Values and gradients are as finite as those of
-    `RLELoss`.
+    A joint counts where every coordinate is supervised, by its smallest weight; its log sigma by
+    each coordinate's weight where it is reparameterised. Values and gradients are as finite as
+    those of `RLELoss`.
 
     Raises:
         ModelError: when called, the flow's dimensions are not D or the shapes of target and output
@@ -529,7 +532,9 @@ class DirectLoss(PoseLoss):
         if self.reparameterised:
             log_g = self.flow.log_prob(error * _inverse_sigma(error, log_sigma))
             of_sigma = tf.reduce_sum(weight * log_sigma, axis=-1)
-            return tf.reduce_sum(of_sigma - joint_weight * log_g, axis=-1)
+            per_joint = of_sigma - joint_weight * log_g
+            # Of sigma alone nothing would hold it: it would go to 0.
+            return tf.reduce_sum(tf.where(joint_weight != 0, per_joint, 0.0), axis=-1)
         place = tf.where(weight != 0, target["keypoints"], 0.0)
         bent, log_det = self.flow.inverse(place)
         offset = tf.where(weight != 0, bent - output["mu"], 0.0)

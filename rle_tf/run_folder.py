@@ -151,10 +151,13 @@ class RunFolder:
                 values = list(content.values())
         except (OSError, ValueError, TypeError, EOFError, BadZipFile) as error:
             raise ModelError(f"{self.flow}: cannot be read as a flow: {error}") from None
-        if [value.shape for value in values] != [tuple(v.shape) for v in variables]:
+        found, wanted = [v.shape for v in values], [tuple(v.shape) for v in variables]
+        if found != wanted:
+            differ = [pair for pair in zip(found, wanted, strict=False) if pair[0] != pair[1]]
+            first = f", the first that differs of {differ[0][0]} and not {differ[0][1]}"
             raise ModelError(
-                f"{self.flow}: holds {len(values)} arrays; expected the {len(variables)} of loss "
-                f"'{loss.name}' as the config describes it"
+                f"{self.flow}: holds {len(values)} arrays{first if differ else ''}; expected the "
+                f"{len(variables)} of loss '{loss.name}' as the config describes it"
             )
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)

@@ -56,13 +56,42 @@ def test_what_cannot_be_compared(config, tmp_path):
     lifter = load_config(CONFIGS / "h36m_lifting_rle.yaml")
     with pytest.raises(ConfigError, match="method 'heatmap' has maps; expected a recipe of model"):
         compare(lifter, ["l1", "heatmap"], [0], tmp_path / "none")
+    deep = load_config(
+        CONFIGS / "synthetic3d.yaml",
+        [f"data.source.root={tmp_path / 'people'}", "data.source.train_people=4",
+         "data.source.val_people=2", "data.source.rendered_size=[64, 64]"],
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="method 'heatmap': maps have no depth"):
+        compare(deep, ["l1", "heatmap"], [0], tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_a_run_of_another_budget_is_not_compared(tmp_path):
+    people = [f"data.source.root={tmp_path / 'people'}", "data.source.train_people=4",
+              "data.source.val_people=2", "data.source.rendered_size=[64, 64]"]  # fmt: skip
+    config = load_config(CONFIGS / "demo.yaml", people)
+    (tmp_path / "out/l1-0").mkdir(parents=True)
+    variant(config, "l1", 0).save(tmp_path / "out/l1-0/config.yaml")
+    longer = load_config(CONFIGS / "demo.yaml", [*people, "train.epochs=99"])
+    with pytest.raises(ConfigError, match="train.epochs was 18 and is 99; expected the same"):
+        compare(longer, ["l1"], [0], tmp_path / "out")
+
+
+def test_peaks_are_as_wide_as_simple_baseline_s(config):
+    def sigma(*overrides: str) -> float:
+        return variant(load_config(CONFIGS / "demo.yaml", overrides), "heatmap", 0).loss.sigma_cells
+
+    assert sigma("data.image_size=[256, 192]") == 2  # maps of 64x48
+    assert sigma("data.image_size=[128, 96]") == 1
+    assert sigma("data.image_size=[64, 32]") == 1
+    heatmaps = ("model.head=heatmap", "loss={kind: heatmap, sigma_cells: 3.0}")
+    assert sigma(*heatmaps) == 3
 
 
 def test_the_table_has_means_and_deviations():
     rows = [
         Row("l1", {"AP": [0.5, 0.6], "PCK@0.1": [0.7, 0.7]}, [math.nan] * 2, [], 1_500_000,
-            250_000_000, 1.0, 1.0),
+            250_000_000, 1.0),
         Row("rle", {"AP": [0.7, 0.8], "PCK@0.1": [0.8, 0.9]}, [0.5, 0.6], [], 1_500_000,
             250_000_000, 1.25, 0.99),
     ]  # fmt: skip
@@ -71,5 +100,5 @@ def test_the_table_has_means_and_deviations():
         "| method | AP | PCK@0.1 | confidence and OKS | parameters | GFLOPs | step / l1's "
         "| latency / l1's |"
     )
-    assert l1 == "| l1 | 0.550 ± 0.071 | 0.700 ± 0.000 | - | 1.5 M | 0.25 | 1.00 | 1.00 |"
+    assert l1 == "| l1 | 0.550 ± 0.071 | 0.700 ± 0.000 | - | 1.5 M | 0.25 | 1.00 | - |"
     assert rle.startswith("| rle | 0.750 ± 0.071 | 0.850 ± 0.071 | 0.550 ± 0.071 |")

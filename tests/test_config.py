@@ -264,7 +264,7 @@ def test_what_needs_maps_is_refused_without_them(recipe):
         ("model.deconvolutions=3", "model: found .*deconvolutions is of heads .*; expected none"),
         ("model.head=heatmap", "loss.kind: found rle with model.head heatmap; expected loss heatm"),
         ("loss={kind: heatmap}", "loss.kind: found heatmap with model.head pooled; expected loss"),
-        ("train.map_weight=0.5", "train.map_weight: found 0.5 for a model without maps; expected"),
+        ("train.map_weight=0.5", "train.map_weight: found 0.5 for a model without maps of s"),
     ):
         with pytest.raises(ConfigError, match=message):
             load_config(recipe, [override])

@@ -802,6 +802,10 @@ def test_the_flow_alone_passes_over_what_is_not_supervised_and_stays_finite(repa
     np.testing.assert_allclose(value[1:], whole[1:], rtol=1e-5)
     assert all(np.isfinite(gradient).all() for gradient in gradients)
     assert (gradients[0][0, 3:] == 0).all() and (gradients[1][0, 3:] == 0).all()
+    # Of a joint that is supervised in part nothing is left, sigma neither.
+    target["weight"][0, :3, 0] = 0
+    value, gradients = value_and_gradients(loss, target, output)
+    assert value[0] == 0 and all((gradient[0] == 0).all() for gradient in gradients[:2])
     target, output = batch()
     output["mu"] += 1e6
     output["log_sigma"][:] = -80

@@ -55,6 +55,14 @@ class Augmentation(BaseModel):
     keep_outside: bool = True
 
     @model_validator(mode="after")
+    def _whole_squares_are_squares(self):
+        if self.whole_occlusion and not self.joint_occlusion:
+            raise ValueError(
+                "whole_occlusion is a share of joint_occlusion's squares; expected both"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _scale_range_ascends(self):
         low, high = self.scale_range
         if not 0 < low <= high < math.inf:

@@ -11,7 +11,7 @@ from rle_tf.skeletons import COCO17
 def parameters(model: keras.Model) -> int:
     """Trainable parameters, and frozen ones that could be trained; no statistics."""
     statistics = ("moving_mean", "moving_variance")
-    return sum(math.prod(v.shape) for v in model.variables if v.name not in statistics)
+    return sum(math.prod(v.shape) for v in model.weights if v.name not in statistics)
 
 
 def multiply_adds(model: keras.Model) -> int:

@@ -214,6 +214,11 @@ def build_regressor(
         fine = top_down([*finer, features], pyramid_channels) if pyramid else features
         fine = deconvolve(fine, deconvolutions)
     if head == "heatmap":
+        if min(fine.shape[1:3]) < 2:
+            raise ModelError(
+                f"head 'heatmap': found maps of {fine.shape[1]}x{fine.shape[2]} cells; expected 2 "
+                "or more each way: more deconvolutions, an earlier output_layer or a larger image"
+            )
         mu, log_sigma = peaks(score_maps(fine, joints, gain=1e-3))
         return _named_outputs(image, mu, log_sigma)
     pooled = layers.GlobalAveragePooling2D(dtype="float32", name="pool")(features)

@@ -52,13 +52,13 @@ def load_weights(backbone: keras.Model, name: str, weights: str | Path) -> None:
     Args:
         backbone: A functional model of `rle_tf.models.regressor.BACKBONES`, whole or cut.
         name: Its name there; decides what `"imagenet"` means.
-        weights: `"imagenet"` (ResNets: torchvision's, trained on RGB in [0, 1] less its mean
-            (.485, .456, .406), over its deviation (.229, .224, .225), which ConvNeXt takes, too;
-            MobileNets and EfficientNets: those of keras.applications, trained on inputs in
-            [-1, 1]), the folder of a run, or a file: `.safetensors` or `.npz` with torchvision's
-            keys (of an HRNet, with its authors'), `.npz` with keys `layer|variable`, or a
-            `.weights.h5` or `.keras` that Keras wrote, of this backbone or of any model that holds
-            its layers.
+        weights: `"imagenet"`, the folder of a run, or a file: `.safetensors` or `.npz` with
+            torchvision's keys (of an HRNet, with its authors'), `.npz` with keys `layer|variable`,
+            or a `.weights.h5` or `.keras` that Keras wrote, of this backbone or of any model that
+            holds its layers. ImageNet weights of ResNets are torchvision's, trained on RGB in
+            [0, 1] less its mean (.485, .456, .406), over its deviation (.229, .224, .225), which
+            ConvNeXt and EfficientNetV2-B0 take, too; of MobileNets and EfficientNetV2-S those of
+            keras.applications, trained on inputs in [-1, 1].
 
     Raises:
         ModelError: if a download fails, or a file is absent, of another kind or unreadable, lacks
@@ -69,7 +69,7 @@ def load_weights(backbone: keras.Model, name: str, weights: str | Path) -> None:
     )
 
     found, problems = {}, []
-    for layer in backbone.layers:
+    for layer in _leaves(backbone):
         for index, variable in enumerate(layer.weights):
             keys = _possible_keys(layer, variable, index)
             key = next((key for key in keys if key in values), None)
@@ -103,6 +103,12 @@ def load_weights(backbone: keras.Model, name: str, weights: str | Path) -> None:
         name,
         f" ({', '.join(unused[:3])}{', ...' if len(unused) > 3 else ''})" if unused else "",
     )
+
+
+def _leaves(model: keras.Model) -> list[keras.Layer]:
+    """The layers that hold variables themselves, of models inside the model, too."""
+    layers = model._flatten_layers(include_self=False)
+    return [layer for layer in layers if layer.weights and not isinstance(layer, keras.Model)]
 
 
 # How torchvision calls the variables of a Keras convolution or batch normalisation.
@@ -145,10 +151,12 @@ def _imagenet(name: str) -> tuple[str, dict[str, np.ndarray]]:
                 f"ImageNet weights of {name}: the download by keras.applications failed: "
                 f"{error}{advice}"
             ) from error
+        # By place, too: not all of Keras's variables have names.
         return f"keras.applications' ImageNet weights of {name}", {
-            f"{layer.name}|{variable.name}": variable.value.numpy()
-            for layer in model.layers
-            for variable in layer.weights
+            f"{layer.name}|{key}": variable.value.numpy()
+            for layer in _leaves(model)
+            for index, variable in enumerate(layer.weights)
+            for key in (variable.name, index)
         }
     raise ModelError(
         f"no ImageNet weights are known for {name!r}, only for "

@@ -515,6 +515,11 @@ def test_a_square_hides_the_joint_that_is_drawn(side):
         assert np.sqrt(hidden.sum()) == pytest.approx(96 * (low + (high - low) * side), abs=1)
 
 
+def test_whole_crops_are_hidden_among_squares_alone():
+    with pytest.raises(ValidationError, match="whole_occlusion is a share of joint_occlusion's"):
+        Augmentation(whole_occlusion=0.1)
+
+
 @pytest.mark.parametrize("kind", [0.0, 0.4, 0.7, 0.99])
 def test_some_squares_hide_everything(kind):
     crop = tf.random.stateless_uniform((128, 96, 3), (0, 1), 0, 255)

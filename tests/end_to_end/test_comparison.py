@@ -25,6 +25,7 @@ def test_a_comparison_from_the_command_line(rle_tf, tmp_path):
         assert row["scores"]["PCK@0.1"] == [pytest.approx(scores["PCK@0.1"])]
         assert len(row["curves"][0]) == 2
     assert rows["rle"]["step"] == rows["rle"]["latency"] == 1
+    assert rows["heatmap"]["step"] > 1 and rows["heatmap"]["latency"] > 0
     assert rows["heatmap"]["multiply_adds"] > 1.5 * rows["rle"]["multiply_adds"]
     assert -1 <= rows["rle"]["correlation"][0] <= 1
     assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")

@@ -72,6 +72,24 @@ def test_weights_of_the_authors_layout_fit(w32, tmp_path):
         build_backbone("hrnet_w32", (64, 96), tmp_path / "part.npz")
 
 
+def test_its_branches_are_joined_as_the_authors_do(w32):
+    def layer(name):
+        return w32.get_layer(name)
+
+    up = layer("stage3_1_fuse_layers_0_2_2")
+    assert up.interpolation == "nearest" and up.size == (4, 4)
+    # A new branch starts from the coarsest one, as the module before left it.
+    assert layer("transition2_2_0_0_pad").input is layer("stage2_0_fuse_1_relu").output
+    assert layer("transition3_3_0_0_pad").input is layer("stage3_3_fuse_2_relu").output
+    # Steps down have an activation between them, and none before the sum.
+    assert layer("stage4_0_fuse_layers_3_0_1_0_pad").input is (
+        layer("stage4_0_fuse_layers_3_0_0_relu").output
+    )
+    terms = layer("stage4_0_fuse_3_add").input
+    assert terms[0] is layer("stage4_0_fuse_layers_3_0_2_1").output
+    assert terms[3] is layer("stage4_0_branches_3_3_out").output
+
+
 def test_other_widths():
     with pytest.raises(ModelError, match=r"no HRNet of width 18; the widths are \[32, 48\]"):
         hrnet(18, (64, 64))

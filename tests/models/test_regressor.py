@@ -437,6 +437,10 @@ def test_a_backbone_of_ones_own_may_leave_its_size_open():
     [
         ({"backbone": "resnet51"}, "'resnet51'.*resnet18.*resnet50.*mobilenet_v3_large"),
         ({"head": "hourglass"}, "'hourglass'.*pooled, soft_argmax, heatmap"),
+        (
+            {"head": "heatmap", "image_size": (32, 64)},
+            "head 'heatmap': found maps of 1x2 cells; expected 2 or more each way",
+        ),
         ({"head": "heatmap", "dims": 3}, "head 'heatmap' with dims 3; expected 2"),
         (
             {"deconvolutions": 3},

@@ -140,6 +140,18 @@ def test_the_backbone_of_a_run(tmp_path):
         build_backbone("mobilenet", SIZE, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["efficientnet_v2_b0", "convnext_tiny"])
+def test_a_run_of_keras_s_other_backbones(name, tmp_path):
+    """Whose layers are nested, or have variables without names."""
+    randomise(build_regressor(name, COCO17, 2, SIZE)).save(tmp_path / "regressor.keras")
+    regressor = keras.saving.load_model(tmp_path / "regressor.keras")
+    backbone = build_backbone(name, SIZE, tmp_path)
+    image = np.random.default_rng(0).normal(size=(1, *SIZE, 3)).astype("float32")
+    np.testing.assert_allclose(
+        backbone(image), regressor.get_layer("backbone")(image), rtol=1e-5, atol=1e-5
+    )
+
+
 def test_missing_variable_is_named_and_nothing_is_changed(resnet18, tmp_path):
     before = values_of(resnet18)
     state = {key: value + 1 for key, value in torch_state(resnet18).items()}
