@@ -32,8 +32,9 @@ class Augmentation(BaseModel):
         joint_occlusion: Probability that one labelled joint is hidden by a square of noise, of
             blotches, of one grey, or of another part of the crop, `JOINT_OCCLUDER` of the crop
             wide: sigma learns from it what a hidden joint looks like.
-        whole_occlusion: Share of those squares that hide the whole crop: where there is nothing to
-            see sigma is to be wide.
+        whole_occlusion: Share of those squares that hide the whole crop, and move the pose by up to
+            `WHOLE_SHIFT` of it: where there is nothing to see sigma is to be wide, and a box alone
+            tells much of a pose.
         keep_outside: Whether joints outside the crop (and depths beyond +-1 m) are supervised.
     """
 
@@ -74,6 +75,8 @@ class Augmentation(BaseModel):
 OCCLUSION_TRIES = 8
 # Shares of the crop's width between which the square over a joint is wide.
 JOINT_OCCLUDER = (0.1, 0.5)
+# Shares of the crop by which a pose moves, at most, of which nothing is to be seen.
+WHOLE_SHIFT = 0.3
 # Blotches a side of the crop.
 BLOTCHES = 8
 # How many uniform random numbers a sample takes: the view's, the colour's, the rectangles', and
@@ -365,7 +368,7 @@ def occlude_joint(
     whole_share: float,
     draws: tf.Tensor,
     seed: tf.Tensor,
-) -> tf.Tensor:
+) -> tuple[tf.Tensor, tf.Tensor]:
     """A crop with a square over one of the labelled joints inside it; without any, the crop.
 
     Args:
@@ -379,6 +382,9 @@ def occlude_joint(
             it: what is outside stays black.
         draws: (`DRAWS`,) float32 in [0, 1).
         seed: (2,) of the noise.
+
+    Returns:
+        The crop, and (2,) x and y in crop pixels by which the joints move: 0 unless all is hidden.
     """
     hides, joint, side, kind, level, *shift = tf.unstack(draws[_JOINT])
     height, width = crop.shape[:2]
@@ -388,7 +394,7 @@ def occlude_joint(
     row = tf.cast(joint * tf.cast(count, tf.float32), tf.int32)
     # One place more than there are joints, far outside: where none is inside nothing is hidden.
     centre = tf.concat([tf.gather(places, inside), [[-1e6, -1e6]]], axis=0)[row]
-    whole = side < whole_share
+    whole = (side < whole_share) & (count > 0)
     low, high = JOINT_OCCLUDER
     side = width * (low + (high - low) * (side - whole_share) / (1 - whole_share))
     grid = tf.stack(tf.meshgrid(tf.range(float(width)), tf.range(float(height))), axis=-1)
@@ -397,7 +403,7 @@ def occlude_joint(
         found = _places(crop, matrix)
         last = tf.cast(image_wh, tf.float32) - 1
         image = tf.reduce_all((found >= 0) & (found <= last), axis=-1, keepdims=True)
-        hidden = tf.where(whole, image & (count > 0), hidden)
+        hidden = tf.where(whole, image, hidden)
 
     def noise(shape):
         # Another seed than those of the draws and of the rectangle's noise.
@@ -415,4 +421,9 @@ def occlude_joint(
             ),
         )
 
-    return tf.cond(hides < probability, lambda: tf.where(hidden, cover(), crop), lambda: crop)
+    moved = tf.where(whole, WHOLE_SHIFT * size * (2 * tf.stack(shift) - 1), 0.0)
+    return tf.cond(
+        hides < probability,
+        lambda: (tf.where(hidden, cover(), crop), moved),
+        lambda: (crop, tf.zeros(2)),
+    )

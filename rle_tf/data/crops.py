@@ -157,7 +157,10 @@ class CropFormat:
         if augmentation is not None and augmentation.joint_occlusion:
             places = geometry.transform_points(matrix, keypoints[:, :2])
             shares = augmentation.joint_occlusion, augmentation.whole_occlusion
-            crop = occlude_joint(crop, from_file, image_wh, places, labelled, *shares, draws, seed)
+            crop, moved = occlude_joint(
+                crop, from_file, image_wh, places, labelled, *shares, draws, seed
+            )
+            matrix = tf.concat([matrix[:, :2], matrix[:, 2:] + moved[:, None]], axis=1)
         if augmentation is not None and augmentation.colour:
             crop = colour(crop, augmentation.colour, draws)
         target = encode_target(

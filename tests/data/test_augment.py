@@ -13,6 +13,7 @@ from rle_tf.data.augment import (
     JOINT_OCCLUDER,
     OCCLUSION_TRIES,
     VIEW_DRAWS,
+    WHOLE_SHIFT,
     Augmentation,
     augment,
     colour,
@@ -498,15 +499,20 @@ def square(*numbers: float) -> np.ndarray:
     return np.float32([*np.zeros(DRAWS - 7), 0.0, *numbers])
 
 
+# Of those numbers, whether a square hides anything, and its side.
+_HIDES = [DRAWS - 7, DRAWS - 5]
+
+
 @pytest.mark.parametrize("side", [0.0, 0.5, 0.99])
 def test_a_square_hides_the_joint_that_is_drawn(side):
     crop = tf.fill((128, 96, 3), -1.0)
     places = np.float32([[200, 5], [30.0, 40], [70, 100], [50, 60]])
     labelled = np.array([True, True, False, True])  # the first is outside
     for joint, (x, y) in ((0.2, places[1]), (0.7, places[3])):
-        found = occlude_joint(
+        found, moved = occlude_joint(
             crop, *AS_IT_IS, places, labelled, 1.0, 0.0, square(joint, side, 0.5, 0.4, 0, 0), (0, 1)
         )
+        np.testing.assert_array_equal(moved, 0)
         hidden = (found.numpy() != -1).all(axis=-1)
         np.testing.assert_allclose(found.numpy()[hidden], 0.4 * 255, rtol=1e-5)
         rows, columns = np.nonzero(hidden)
@@ -528,7 +534,7 @@ def test_some_squares_hide_everything(kind):
     def found(side: float, view=AS_IT_IS) -> np.ndarray:
         draws = square(0.5, side, kind, 0.4, 0.5, 0.5)
         places = np.float32([[2, 3]])
-        return occlude_joint(crop, *view, places, labelled, 1.0, 0.1, draws, seed).numpy()
+        return occlude_joint(crop, *view, places, labelled, 1.0, 0.1, draws, seed)[0].numpy()
 
     everything = found(0.05)
     assert (everything != crop.numpy()).mean() > 0.99
@@ -541,15 +547,36 @@ def test_some_squares_hide_everything(kind):
     assert differs[:, 48:].mean() > 0.99 and not differs[:, :48].any()
 
 
+def test_of_a_pose_that_is_hidden_altogether_nothing_is_known():
+    crop, places = tf.zeros((128, 96, 3)), np.float32([[2, 3]])
+    draws = tf.random.stateless_uniform((200, DRAWS), (1, 2)).numpy()
+    draws[:, _HIDES] = 0.0, 0.05  # hides, and all of it
+
+    def moved(numbers):
+        return occlude_joint(
+            crop, *AS_IT_IS, places, np.array([True]), 0.5, 0.1, numbers, tf.constant([0, 1])
+        )[1]
+
+    found = np.stack([moved(numbers) for numbers in draws])
+    limit = WHOLE_SHIFT * np.float32([96, 128])
+    assert (np.abs(found) <= limit).all()
+    np.testing.assert_allclose(found.std(axis=0), limit / np.sqrt(3), rtol=0.1)
+    assert (np.abs(found.mean(axis=0)) < 0.15 * limit).all()
+    for row, value in ((0, 0.6), (1, 0.2)):  # not hidden, and not all of it
+        other = draws[0].copy()
+        other[_HIDES[row]] = value
+        np.testing.assert_array_equal(moved(other), 0)
+
+
 def test_covers_are_noise_blotches_a_grey_and_another_part_of_the_crop():
     crop = tf.random.stateless_uniform((64, 48, 3), (0, 1), 0, 255)
     places, labelled = np.float32([[24, 32]]), np.array([True])
 
     def covered(kind, seed=(0, 1)):
         draws = square(0.5, 0.9, kind, 0.3, 0.5, 0.25)
-        return occlude_joint(
-            crop, *AS_IT_IS, places, labelled, 1.0, 0.0, draws, tf.constant(seed)
-        ).numpy()
+        return occlude_joint(crop, *AS_IT_IS, places, labelled, 1.0, 0.0, draws, tf.constant(seed))[
+            0
+        ].numpy()
 
     noise, blotches, grey, part = (covered(kind) for kind in (0.1, 0.3, 0.5, 0.9))
     hidden = (grey != crop.numpy()).any(axis=-1)
@@ -576,16 +603,17 @@ def test_squares_are_as_often_as_said_and_the_same_in_a_dataset():
     def one(numbers):
         return occlude_joint(
             crop, *AS_IT_IS, places, labelled, 0.3, 0.0, numbers, tf.constant([0, 1], tf.int64)
-        )
+        )[0]
 
     mapped = np.stack(list(tf.data.Dataset.from_tensor_slices(draws).map(one)))
     assert (mapped != crop.numpy()).any(axis=(1, 2, 3)).mean() == pytest.approx(0.3, abs=0.06)
     np.testing.assert_array_equal(mapped[:20], [one(numbers) for numbers in draws[:20]])
     for nobody in (np.zeros(2, bool), np.ones(2, bool)):
-        found = occlude_joint(
-            crop, *AS_IT_IS, places - 100, nobody, 1.0, 0.0, draws[0], tf.constant([0, 1])
+        found, moved = occlude_joint(
+            crop, *AS_IT_IS, places - 100, nobody, 1.0, 0.1, draws[0] * 0, tf.constant([0, 1])
         )
         np.testing.assert_array_equal(found, crop)
+        np.testing.assert_array_equal(moved, 0)
 
 
 # ---- in a dataset
