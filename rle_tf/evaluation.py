@@ -12,6 +12,7 @@ from rle_tf.data.crops import CropFormat
 from rle_tf.data.pipeline import evaluation_batches, named_image_errors
 from rle_tf.data.source import UNIT_SPREAD, InputFormat, Poses, Records, Source
 from rle_tf.errors import ModelError
+from rle_tf.models.heatmap import at_the_maps
 from rle_tf.skeletons import Skeleton
 
 Output = dict[str, tf.Tensor]
@@ -41,30 +42,44 @@ def forward_function(
 ) -> Forward:
     """The regressor's input (B, ...) -> {"mu": (B, K, D), "sigma": (B, K, D)}, any B.
 
-    With `flip_test` both are means over the input and its mirror image.
+    With `flip_test` both are means over the input and its mirror image; of a regressor with head
+    heatmap the maps are averaged and their peaks taken, as SimpleBaseline does.
 
     Raises:
         ModelError: if the regressor's joints are not the skeleton's, or its input is another.
     """
     check_skeleton(regressor, skeleton)
     input_format.check(regressor)
+    permutation = skeleton.flip_permutation
+    parts = at_the_maps(regressor) if flip_test else None
+
+    def regress(inputs):
+        return _density(regressor(inputs, training=False))
+
+    def both(inputs, mirrored):
+        if parts is None:
+            output = regress(inputs)
+            back = flip_back(regress(mirrored), permutation, input_format.mirror_shift)
+            return {key: (output[key] + back[key]) / 2 for key in output}
+        maps_of, head = parts
+        back = tf.gather(maps_of(mirrored, training=False)[:, :, ::-1], permutation, axis=-1)
+        output = _density(head((maps_of(inputs, training=False) + back) / 2, training=False))
+        # A mirrored map lies to the right of the other by what a mirrored crop does.
+        shift = tf.constant([input_format.mirror_shift / 2, 0.0])
+        return output | {"mu": output["mu"] - shift}
 
     # One signature for all batches, so that the last, smaller one is not traced anew.
     @tf.function(input_signature=[tf.TensorSpec(regressor.input_shape)])
     def forward(inputs):
-        def regress(inputs):
-            output = regressor(inputs, training=False)
-            return {"mu": output["mu"], "sigma": tf.exp(output["log_sigma"])}
-
-        output = regress(inputs)
-        if not flip_test:
-            return output
-        permutation = skeleton.flip_permutation
-        mirrored = regress(input_format.mirror(inputs, permutation))
-        mirrored = flip_back(mirrored, permutation, input_format.mirror_shift)
-        return {key: (output[key] + mirrored[key]) / 2 for key in output}
+        if flip_test:
+            return both(inputs, input_format.mirror(inputs, permutation))
+        return regress(inputs)
 
     return forward
+
+
+def _density(output: dict[str, tf.Tensor]) -> Output:
+    return {"mu": output["mu"], "sigma": tf.exp(output["log_sigma"])}
 
 
 def check_skeleton(regressor: keras.Model, skeleton: Skeleton) -> None:

@@ -420,9 +420,7 @@ def test_a_run_without_its_flow_is_named(run, tmp_path):
     with pytest.raises(ModelError, match="flow.npz: no such file; expected the flow of a run"):
         folder.load_loss(config, 14, 2)
     np.savez(folder.flow, np.zeros(3))
-    differs = (
-        r"holds 1 arrays, the first that differs of \(3,\) and not \(2, 64\); expected the 72"
-    )
+    differs = r"holds 1 arrays, the first that differs of \(3,\) and not \(2, 64\); expected the 72"
     with pytest.raises(ModelError, match=differs):
         folder.load_loss(config, 14, 2)
     for content in (b"no zip", b""):

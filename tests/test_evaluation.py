@@ -162,6 +162,33 @@ def test_the_flip_test_makes_mirrored_crops_agree(regressor):
     )
 
 
+def test_the_flip_test_of_heatmaps_averages_maps():
+    keras.utils.set_random_seed(0)
+    regressor = build_regressor("resnet18", COCO17, 2, (64, 32), head="heatmap", deconvolutions=1)
+    for layer in regressor.layers:  # maps with peaks, not all but flat ones
+        if layer.name in ("deconv_0", "score_maps"):
+            layer.kernel.assign(100 * layer.kernel)
+    image = np.random.default_rng(1).normal(size=(2, 64, 32, 3)).astype("float32")
+    forward = forward_function(regressor, COCO17, INPUT, flip_test=True)
+    output, mirrored = forward(image), forward(image[:, :, ::-1].copy())
+    for key, value in flip_back(mirrored, COCO17.flip_permutation, 1 / 32).items():
+        np.testing.assert_allclose(value, output[key], atol=1e-5)
+
+    maps_of = keras.Model(regressor.input, regressor.get_layer("score_maps").output)
+    maps, other = maps_of(image).numpy(), maps_of(image[:, :, ::-1]).numpy()
+    mean = (maps + other[:, :, ::-1][..., list(COCO17.flip_permutation)]) / 2
+    wanted = mean.transpose(0, 3, 1, 2).reshape(2, 17, -1).argmax(axis=-1)
+    row, column = np.divmod(wanted, maps.shape[2])
+    x, y = np.moveaxis(output["mu"].numpy() + [1 / 64, 0], -1, 0)
+    # Within the quarter of a cell that is added towards the higher neighbour.
+    np.testing.assert_allclose((x + 0.5) * maps.shape[2] - 0.5, column, atol=0.26)
+    np.testing.assert_allclose((y + 0.5) * maps.shape[1] - 0.5, row, atol=0.26)
+    apart = forward_function(regressor, COCO17, INPUT, flip_test=False)
+    back = flip_back(apart(image[:, :, ::-1].copy()), COCO17.flip_permutation, 1 / 32)
+    places = (apart(image)["mu"] + back["mu"]) / 2
+    assert np.abs(places - output["mu"]).max() > 0.1  # means of places are elsewhere
+
+
 def test_sigma_is_the_exponential_of_log_sigma(regressor):
     image = np.random.default_rng(1).normal(size=(2, 64, 32, 3)).astype("float32")
     output, expected = (

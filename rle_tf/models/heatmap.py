@@ -88,3 +88,15 @@ def peaks(maps):
     mu = mu + ops.sign(ops.stack(slopes, axis=-1)) * quarter
     sigma = 1 - ops.clip(ops.max(cells, axis=-1, keepdims=True), 0.0, 1 - _LEAST_SIGMA)
     return mu, ops.log(ops.concatenate([sigma, sigma], axis=-1))
+
+
+def at_the_maps(regressor: keras.Model) -> tuple[keras.Model, keras.Model] | None:
+    """A regressor with head heatmap in two: input -> maps (B, h, w, K) -> output; of others None.
+
+    They share its variables.
+    """
+    names = {layer.name for layer in regressor.layers}
+    if "heatmap_cells" not in names:
+        return None
+    maps = regressor.get_layer("score_maps").output
+    return keras.Model(regressor.input, maps), keras.Model(maps, regressor.output)
