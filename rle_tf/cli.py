@@ -48,6 +48,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+Recipe = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CONFIG", help="A YAML recipe, or the name of one that comes with rle-tf."
+    ),
+]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a training run.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key: --set train.batch_size=64"),
@@ -127,12 +134,7 @@ def demo(
 
 @app.command(epilog=_example("train configs/coco_sample.yaml --data-root ~/coco --out runs/sample"))
 def train(
-    recipe: Annotated[
-        Path,
-        typer.Argument(
-            metavar="CONFIG", help="A YAML recipe, or the name of one that comes with rle-tf."
-        ),
-    ],
+    recipe: Recipe,
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/NAME.")] = None,
     data_root: DataRoot = None,
     overrides: Overrides = None,
@@ -162,12 +164,7 @@ def train(
 
 @app.command(epilog=_example("records coco_resnet50_rle --data-root ~/coco --out gs://me/coco"))
 def records(
-    recipe: Annotated[
-        Path,
-        typer.Argument(
-            metavar="CONFIG", help="A YAML recipe, or the name of one that comes with rle-tf."
-        ),
-    ],
+    recipe: Recipe,
     out: Annotated[str, typer.Option(help="A new folder, on any file system that TensorFlow has.")],
     shards: Annotated[
         int, typer.Option(help="Files; a few for each worker that reads.", min=1)
@@ -205,7 +202,7 @@ def records(
 
 @app.command(epilog=_example("evaluate runs/sample --set evaluate.boxes=detections"))
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a training run.")],
+    run: Run,
     out: Annotated[
         Path | None, typer.Option(help="Where metrics.json and results.json go; default RUN.")
     ] = None,
@@ -238,7 +235,7 @@ def evaluate(
 
 @app.command(epilog=_example("calibrate runs/sample"))
 def calibrate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a training run.")],
+    run: Run,
     recipe: Annotated[
         Path | None,
         typer.Option(
@@ -293,12 +290,7 @@ def calibrate(
 
 @app.command(epilog=_example("compare demo --methods l1,laplace,rle,heatmap --seeds 3"))
 def compare(
-    recipe: Annotated[
-        Path,
-        typer.Argument(
-            metavar="CONFIG", help="A YAML recipe, or the name of one that comes with rle-tf."
-        ),
-    ],
+    recipe: Recipe,
     methods: Annotated[
         str,
         typer.Option(
@@ -344,7 +336,7 @@ def compare(
 
 @app.command(epilog=_example("flow runs/demo"))
 def flow(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a training run.")],
+    run: Run,
     out: Annotated[Path | None, typer.Option(help="The picture; default RUN/flow.png.")] = None,
 ) -> None:
     """Draws the density of errors that a training has learned, beside a normal and a Laplace one.
@@ -450,7 +442,7 @@ def predict(
 
 @app.command(epilog=_example("export runs/demo --format savedmodel --serving"))
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a training run.")],
+    run: Run,
     out: Annotated[Path, typer.Option(help="Folder of models.")] = Path("saved_models"),
     name: Annotated[
         str | None, typer.Option(help="The model's name; default: the config's.")
