@@ -12,6 +12,7 @@ VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "rle_tf/__init__.py").read
 SERVE = ["fastapi>=0.115", "uvicorn>=0.32", "prometheus-client>=0.21"]
 SERVING = ["tensorflow-serving-api>=2.19"]
 ONNX = ["tf2onnx>=1.17", "onnxruntime>=1.20"]
+TORCH = ["torch>=2.5"]
 TEST = [
     *SERVE,
     *SERVING,
@@ -68,6 +69,7 @@ setup(
         "serve": SERVE,  # rle-tf serve
         "serving": SERVING,  # rle-tf export --serving, the gRPC client
         "onnx": ONNX,  # rle-tf export --format onnx
+        "torch": TORCH,  # rle-tf import FILE.pth, rle-tf export --format torch
         "test": TEST,
         "dev": [*TEST, "ruff>=0.9"],
         "cuda": ["tensorflow[and-cuda]>=2.21"],

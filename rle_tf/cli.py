@@ -20,6 +20,7 @@ from rle_tf.console import (
     CONSOLE,
     fail,
     print_calibration,
+    print_import,
     print_models,
     print_report,
     print_scores,
@@ -440,6 +441,49 @@ def predict(
     CONSOLE.print(f"{people} people in {len(images)} images: {out / 'predictions.json'}")
 
 
+@app.command("import", epilog=_example("import deeppose_res50_coco_256x192_rle.pth"))
+def import_(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="A state dict: .pth, .pt (extra torch), .safetensors or .npz."
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="A new folder; default saved_models/FILE's name.")
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            help="A recipe with the data to evaluate and go on with; default: coco_resnet50_rle, "
+            "in 3D h36m_mpii_resnet50_rle.",
+        ),
+    ] = None,
+    data_root: DataRoot = None,
+    overrides: Overrides = None,
+) -> None:
+    """Makes a model of RLE weights that others have published: the authors' or mmpose's.
+
+    The folder is like that of a training: predict, evaluate, calibrate and export take it, and
+    rle-tf train OUT/config.yaml goes on from its weights. Its parity.json says what was used.
+    """
+    start_tensorflow()
+    from rle_tf.checkpoints import import_checkpoint
+
+    out = out or Path("saved_models") / file.stem
+    defaults = {2: Path("coco_resnet50_rle"), 3: Path("h36m_mpii_resnet50_rle")}
+    config, published, parity = import_checkpoint(
+        file,
+        out,
+        {dims: _recipe(name) for dims, name in defaults.items()},
+        _recipe(recipe) if recipe else None,
+        (overrides or []) + _root_override(data_root),
+    )
+    print_import(config, published, parity)
+    CONSOLE.print(f"written: {out}", soft_wrap=True)
+
+
 @app.command(epilog=_example("export runs/demo --format savedmodel --serving"))
 def export(
     run: Run,
@@ -620,12 +664,18 @@ def main() -> None:
 def _config(recipe: Path, data_root: Path | None, overrides: list[str] | None):
     from rle_tf.config import load_config
 
+    return load_config(_recipe(recipe), (overrides or []) + _root_override(data_root))
+
+
+def _recipe(recipe: Path) -> Path:
+    """The path of a recipe, or of the one that comes with the package under this name."""
     packaged = RECIPES / f"{recipe}.yaml"
-    if not recipe.exists() and packaged.is_file():
-        recipe = packaged
+    return packaged if not recipe.exists() and packaged.is_file() else recipe
+
+
+def _root_override(data_root: Path | None) -> list[str]:
     # Absolute: the run's config is read from other folders, too.
-    root = [f"data.source.root={str(data_root.expanduser().resolve())!r}"] if data_root else []
-    return load_config(recipe, (overrides or []) + root)
+    return [f"data.source.root={str(data_root.expanduser().resolve())!r}"] if data_root else []
 
 
 def _run(run: Path, data_root: Path | None, overrides: list[str] | None):

@@ -61,6 +61,8 @@ class ModelConfig(Section):
         map_sigma: Whether sigma sees what the maps of head `soft_argmax` look at.
         map_window: The mean is taken about the highest cell of those, under a normal window of so
             many cells; `null` for that of the whole map.
+        root_sigma: Whether a 3D model's scores count the sigma of the root's depth, which is known
+            to be 0; those of the authors do.
     """
 
     kind: Literal["image"] = "image"
@@ -75,6 +77,7 @@ class ModelConfig(Section):
     deconvolutions: int = Field(0, ge=0, le=5)
     map_sigma: bool = False
     map_window: float | None = Field(None, gt=0)
+    root_sigma: bool = False
 
     @model_validator(mode="after")
     def _heads_have_maps(self):
@@ -105,6 +108,7 @@ class ModelConfig(Section):
             deconvolutions=self.deconvolutions,
             map_sigma=self.map_sigma,
             map_window=self.map_window,
+            root_sigma=self.root_sigma,
         )
 
 

@@ -37,6 +37,8 @@ FLOORS = {
     "rle_tf.charts": 2,
     "rle_tf.calibration": 2,
     "rle_tf.comparison": 2,
+    "rle_tf.checkpoints": 2,
+    "rle_tf.parity": 2,
     "rle_tf.cli": 3,
     "rle_tf.console": 3,
     "rle_tf.server": 3,

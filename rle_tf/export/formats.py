@@ -4,11 +4,12 @@ from enum import StrEnum
 
 
 class Format(StrEnum):
-    """A format of an exported model."""
+    """A format of an exported model; torch is no graph but a state dict, with the flow."""
 
     savedmodel = "savedmodel"
     litert = "litert"
     onnx = "onnx"
+    torch = "torch"
 
 
 class Precision(StrEnum):

@@ -9,14 +9,17 @@ from pathlib import Path
 import keras
 
 from rle_tf.calibration import uncertainty
+from rle_tf.checkpoints import state_dict
 from rle_tf.config import RunConfig
 from rle_tf.errors import ModelError
+from rle_tf.estimator import PoseEstimator
 from rle_tf.export.formats import Format, Precision
 from rle_tf.export.litert import calibration_crops, export_litert
 from rle_tf.export.onnx import check_onnx_installed, export_onnx
 from rle_tf.export.report import deployment_report
 from rle_tf.export.savedmodel import check_model_name, export_savedmodel, newest_version
 from rle_tf.export.serving import check_serving_installed, write_serving
+from rle_tf.export.torch import check_torch_installed, export_torch
 from rle_tf.run_folder import RunFolder
 
 
@@ -35,7 +38,8 @@ def export_run(
     on_step: Callable[[str], None] | None = None,
     on_file: Callable[[Path], None] | None = None,
 ) -> list[Path]:
-    """Writes `out/NAME/VERSION`, `VERSION-PRECISION.tflite` with its JSON, and `VERSION.onnx`.
+    """Writes `out/NAME/VERSION`, `VERSION-PRECISION.tflite` with its JSON, `VERSION.onnx`, and
+    `VERSION.pth`.
 
     Args:
         run: The folder of a training run.
@@ -72,12 +76,20 @@ def export_run(
         check_serving_installed()
     if Format.onnx in formats:
         check_onnx_installed()
+    if Format.torch in formats:
+        check_torch_installed()
     name = name or config.name
     check_model_name(name)
     model_dir = out / name
     say = on_step or (lambda line: None)
     # First: what is missing is said before anything is written.
     spread, confidence = uncertainty(run, regressor)
+    estimator = None
+    if Format.torch in formats:
+        estimator = PoseEstimator(
+            regressor, run.load_loss(config, *regressor.output["mu"].shape[1:])
+        )
+        state_dict(estimator)
     ranges = None
     if Format.litert in formats and Precision.int8 in precisions:
         say("reading crops that show what activations come to")
@@ -114,9 +126,10 @@ def export_run(
         if keep:
             kept = export_into(model_dir, half_weights)
             add(kept)
+        saved = None
         if keep and not half_weights:
             saved = kept
-        else:
+        elif {Format.litert, Format.onnx} & set(formats):
             saved = export_into(Path(stack.enter_context(tempfile.TemporaryDirectory())), False)
         for precision in precisions if Format.litert in formats else ():
             say(f"converting to LiteRT, {precision}")
@@ -128,6 +141,8 @@ def export_run(
             say("converting to ONNX")
             files.append(export_onnx(saved, model_dir / f"{version}.onnx"))
             add(files[-1])
+        if estimator:
+            add(export_torch(estimator, model_dir / f"{version}.pth"))
         for path in write_serving(model_dir) if serving else ():
             add(path)
         if report:

@@ -26,6 +26,7 @@ from rle_tf.models.hrnet import hrnet
 from rle_tf.models.mobilenet import (
     mobilenet,
     mobilenet_v2,
+    mobilenet_v2_torch,
     mobilenet_v3_large,
     mobilenet_v3_small,
 )
@@ -42,6 +43,7 @@ BACKBONES: dict[str, Callable[[tuple[int, int]], keras.Model]] = {
     "resnet152": partial(resnet, 152),
     "mobilenet": mobilenet,
     "mobilenet_v2": mobilenet_v2,
+    "mobilenet_v2_torch": mobilenet_v2_torch,
     "mobilenet_v3_small": mobilenet_v3_small,
     "mobilenet_v3_large": mobilenet_v3_large,
     "efficientnet_v2_b0": efficientnet_v2_b0,
@@ -126,6 +128,7 @@ def build_regressor(
     deconvolutions: int = 0,
     map_sigma: bool = False,
     map_window: float | None = None,
+    root_sigma: bool = False,
 ) -> keras.Model:
     """The regressor of Li et al., "Human pose regression with residual log-likelihood estimation"
     (ICCV 2021), section 3.3: the mean and deviation of each joint's coordinates.
@@ -168,6 +171,8 @@ def build_regressor(
         map_sigma: Whether sigma sees the maps of head "soft_argmax".
         map_window: Standard deviation of the window about a map's highest cell, in cells; None for
             the mean of the whole map (the paper's).
+        root_sigma: Whether the sigma of the root's depth stays what the head says, as in the
+            authors' models, whose scores count it.
 
     Returns:
         A functional model named "regressor": float32 "image" (B, H, W, 3) -> {"mu": (B, K, D),
@@ -236,7 +241,8 @@ def build_regressor(
             mu = layers.Concatenate(dtype="float32", name="mu_xyz")([mu, depth])
     log_sigma = log_sigma_head(pooled, joints, dims, of_joints)
     if dims == 3:
-        mu, log_sigma = relative_to_root(mu, log_sigma, skeleton, axes=(0, 0, 1))
+        mu, known = relative_to_root(mu, log_sigma, skeleton, axes=(0, 0, 1))
+        log_sigma = log_sigma if root_sigma else known
     return _named_outputs(image, mu, log_sigma)
 
 

@@ -2,7 +2,10 @@
 
 import io
 import logging
+import pickle
+import re
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import h5py
@@ -19,6 +22,7 @@ from rle_tf.models.mobilenet import (
     mobilenet_v3_large,
     mobilenet_v3_small,
 )
+from rle_tf.models.resnet import DEPTHS
 
 logger = logging.getLogger("rle_tf")
 
@@ -52,8 +56,9 @@ def load_weights(backbone: keras.Model, name: str, weights: str | Path) -> None:
     Args:
         backbone: A functional model of `rle_tf.models.regressor.BACKBONES`, whole or cut.
         name: Its name there; decides what `"imagenet"` means.
-        weights: `"imagenet"`, the folder of a run, or a file: `.safetensors` or `.npz` with
-            torchvision's keys (of an HRNet, with its authors'), `.npz` with keys `layer|variable`,
+        weights: `"imagenet"`, the folder of a run, or a file: `.pth`, `.pt`, `.safetensors` or
+            `.npz` with torchvision's keys (of an HRNet, with its authors'; with `backbone.`,
+            `preact.` or `module.` before them, too), `.npz` with keys `layer|variable`,
             or a `.weights.h5` or `.keras` that Keras wrote, of this backbone or of any model that
             holds its layers. ImageNet weights of ResNets are torchvision's, trained on RGB in
             [0, 1] less its mean (.485, .456, .406), over its deviation (.229, .224, .225), which
@@ -67,24 +72,25 @@ def load_weights(backbone: keras.Model, name: str, weights: str | Path) -> None:
     source, values = (
         _imagenet(name) if str(weights) == "imagenet" else _read(Path(weights).expanduser())
     )
+    values = _of_backbone(values)
+    depth = resnet_of(values)
+    if name.startswith("resnet") and depth not in (None, name):
+        # The deeper one has all keys of the other.
+        raise ModelError(f"{source}: holds a {depth}; expected a {name}")
 
     found, problems = {}, []
-    for layer in _leaves(backbone):
+    for layer in leaves(backbone):
         for index, variable in enumerate(layer.weights):
             keys = _possible_keys(layer, variable, index)
             key = next((key for key in keys if key in values), None)
             is_torch = key == keys[-1]
-            shape = tuple(variable.shape)
-            if is_torch and len(shape) == 4:
-                shape = tuple(shape[axis] for axis in (3, 2, 0, 1))
+            shape = torch_shape(layer, variable) if is_torch else tuple(variable.shape)
             if key is None:
                 problems.append(f"{keys[0]} (or {keys[-1]}) is missing, expected shape {shape}")
             elif values[key].shape != shape:
                 problems.append(f"{key} has shape {values[key].shape}, expected {shape}")
             else:
-                # (out, in, height, width) -> (height, width, in, out)
-                transpose = is_torch and len(shape) == 4
-                value = values[key].transpose(2, 3, 1, 0) if transpose else values[key]
+                value = from_torch(layer, values[key]) if is_torch else values[key]
                 found[key] = (variable, value)
     if problems:
         shown = "; ".join(problems[:3]) + ("; ..." if len(problems) > 3 else "")
@@ -105,7 +111,34 @@ def load_weights(backbone: keras.Model, name: str, weights: str | Path) -> None:
     )
 
 
-def _leaves(model: keras.Model) -> list[keras.Layer]:
+def without_wrapper(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A state dict without the `module.` that PyTorch's DataParallel puts before each key."""
+    return {key.removeprefix("module."): value for key, value in values.items()}
+
+
+def _of_backbone(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same without what whole models (mmpose's, the RLE authors') call their backbone."""
+    values = without_wrapper(values)
+    for prefix in ("backbone.", "preact."):
+        if any(key.startswith(prefix) for key in values):
+            return {key.removeprefix(prefix): value for key, value in values.items()}
+    return values
+
+
+def resnet_of(keys: Iterable[str]) -> str | None:
+    """The name of the ResNet that a state dict's keys are those of; None where it is no whole one,
+    or none at all."""
+    blocks = [re.match(r"layer([1-4])\.(\d+)\.conv([123])\.weight", key) for key in keys]
+    found = [tuple(map(int, match.groups())) for match in blocks if match]
+    stages = tuple(
+        1 + max((block for stage, block, _ in found if stage == wanted), default=-1)
+        for wanted in (1, 2, 3, 4)
+    )
+    layout = stages, any(conv == 3 for _, _, conv in found)
+    return next((f"resnet{depth}" for depth in DEPTHS if DEPTHS[depth] == layout), None)
+
+
+def leaves(model: keras.Model) -> list[keras.Layer]:
     """The layers that hold variables themselves, of models inside the model, too."""
     layers = model._flatten_layers(include_self=False)
     return [layer for layer in layers if layer.weights and not isinstance(layer, keras.Model)]
@@ -126,8 +159,35 @@ def _possible_keys(layer: keras.Layer, variable: keras.Variable, index: int) -> 
     keys = [f"{layer.name}|{variable.name}", f"{layer.name}|{index}"]
     if isinstance(layer, keras.layers.DepthwiseConv2D):
         keys.append(f"{layer.name}|depthwise_{variable.name}")  # its name before Keras 3
+    return [*keys, torch_key(layer, variable)]
+
+
+def torch_key(layer: keras.Layer, variable: keras.Variable) -> str:
+    """How a state dict calls a variable of a backbone."""
     module = layer.name.replace("_", ".").replace("fuse.layers", "fuse_layers")  # HRNet's
-    return [*keys, f"{module}.{_TORCH_NAMES.get(variable.name, variable.name)}"]
+    return f"{module}.{_TORCH_NAMES.get(variable.name, variable.name)}"
+
+
+def torch_axes(layer: keras.Layer, dims: int) -> tuple[int, ...]:
+    """Where the axes of a Keras variable are in a state dict's tensor."""
+    if isinstance(layer, keras.layers.DepthwiseConv2D) and dims == 4:
+        return 2, 3, 0, 1  # (C, 1, height, width)
+    return {4: (2, 3, 1, 0), 2: (1, 0)}.get(dims, tuple(range(dims)))  # (out, in, height, width)
+
+
+def torch_shape(layer: keras.Layer, variable: keras.Variable) -> tuple[int, ...]:
+    shape = variable.shape
+    return tuple(shape[axis] for axis in np.argsort(torch_axes(layer, len(shape))))
+
+
+def from_torch(layer: keras.Layer, tensor: np.ndarray) -> np.ndarray:
+    """A tensor of a state dict as the variable of a Keras layer."""
+    return tensor.transpose(torch_axes(layer, tensor.ndim))
+
+
+def to_torch(layer: keras.Layer, value: np.ndarray) -> np.ndarray:
+    """The inverse of `from_torch`."""
+    return value.transpose(np.argsort(torch_axes(layer, value.ndim)))
 
 
 def _imagenet(name: str) -> tuple[str, dict[str, np.ndarray]]:
@@ -154,7 +214,7 @@ def _imagenet(name: str) -> tuple[str, dict[str, np.ndarray]]:
         # By place, too: not all of Keras's variables have names.
         return f"keras.applications' ImageNet weights of {name}", {
             f"{layer.name}|{key}": variable.value.numpy()
-            for layer in _leaves(model)
+            for layer in leaves(model)
             for index, variable in enumerate(layer.weights)
             for key in (variable.name, index)
         }
@@ -177,6 +237,8 @@ def _read(path: Path) -> tuple[str, dict[str, np.ndarray]]:
         raise ModelError(f"weights file {path} does not exist")
     try:
         return str(path), reader(path)
+    except ModelError:
+        raise
     except Exception as error:  # What a broken file raises differs by format and by damage.
         raise ModelError(
             f"weights file {path} cannot be read as {''.join(path.suffixes)}: "
@@ -184,8 +246,62 @@ def _read(path: Path) -> tuple[str, dict[str, np.ndarray]]:
         ) from error
 
 
+def read_state_dict(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a `.pth`, `.pt`, `.safetensors` or `.npz` file by their keys.
+
+    Raises:
+        ModelError: if it is absent, of another kind or unreadable, or holds anything but tensors
+            and plain values; of a `.pth` or `.pt` also where PyTorch is not installed.
+    """
+    endings = (".pth", ".pt", ".safetensors", ".npz")
+    if not path.name.endswith(endings):
+        raise ModelError(f"{path}: expected a state dict, a file that ends in {', '.join(endings)}")
+    return _read(path)[1]
+
+
+def _read_torch(path: Path) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError:
+        raise ModelError(
+            f"{path}: a file of PyTorch's, which is not installed; expected "
+            "pip install 'rle-tf[torch]', or the same tensors as .safetensors or .npz"
+        ) from None
+    # The notes beside the weights may hold NumPy's arrays, which are data, too.
+    array = np.zeros(1).__reduce__()[0]
+    types = [type(np.dtype(kind)) for kind in "?bBhHiIlLqQefdU"]
+    try:
+        with torch.serialization.safe_globals([array, np.ndarray, np.dtype, *types]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # Not PyTorch's own words, which advise to load it all the same.
+        foreign = re.search(r"GLOBAL (\S+)", str(error))
+        if foreign is None:
+            reason = re.search(r"WeightsUnpickler error:\s*(.*)", str(error))
+            raise ValueError(reason[1] if reason else "damaged, or no file of PyTorch's") from None
+        raise ModelError(
+            f"{path}: holds a {foreign[1]}, and to load that could run code; expected tensors and "
+            "plain values alone"
+        ) from None
+    while isinstance(content, dict):
+        inner = next((content[key] for key in ("state_dict", "model") if key in content), None)
+        if not isinstance(inner, dict):
+            break
+        content = inner
+    tensors = content if isinstance(content, dict) else {}
+    tensors = {key: value for key, value in tensors.items() if isinstance(value, torch.Tensor)}
+    if not tensors:
+        raise ModelError(f"{path}: found a {type(content).__name__}; expected a state dict")
+    # NumPy has no bfloat16.
+    return {
+        str(key): (value.float() if value.is_floating_point() else value).detach().numpy()
+        for key, value in tensors.items()
+    }
+
+
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path) as arrays:
+    # Of a file that is cut short NumPy would leave one open that it opened itself.
+    with path.open("rb") as file, np.load(file) as arrays:
         return {key: arrays[key] for key in arrays.files}
 
 
@@ -214,6 +330,8 @@ def _read_h5(file: Path | io.BytesIO) -> dict[str, np.ndarray]:
 
 
 READERS = {
+    ".pth": _read_torch,
+    ".pt": _read_torch,
     ".safetensors": safetensors.numpy.load_file,
     ".npz": _read_npz,
     ".weights.h5": _read_h5,

@@ -196,7 +196,7 @@ def test_absent_file(mobilenet, tmp_path):
         load_weights(mobilenet, "mobilenet", path)
 
 
-@pytest.mark.parametrize("name", ["weights.pth", "weights.h5", "imagnet"])
+@pytest.mark.parametrize("name", ["weights.bin", "weights.h5", "imagnet"])
 def test_other_kinds_of_file(mobilenet, name, tmp_path):
     path = tmp_path / name
     path.write_bytes(b"?")
