@@ -40,6 +40,7 @@ FLOORS = {
     "rle_tf.checkpoints": 2,
     "rle_tf.parity": 2,
     "rle_tf.cli": 3,
+    "rle_tf.commands": 3,
     "rle_tf.console": 3,
     "rle_tf.server": 3,
     "rle_tf.__main__": 3,
