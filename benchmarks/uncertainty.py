@@ -29,7 +29,7 @@ from rle_tf.evaluation import pixel_format
 from rle_tf.prediction import Predictor, load, read_image
 
 # Sides of an occluder, as shares of the crop.
-OCCLUDERS = (0.2, 0.3, 0.4)
+OCCLUDERS = (0.2, 0.3, 0.4, 0.5)
 # As a share of the crop: a joint that is predicted so near to where it is was found.
 FOUND = 0.05
 

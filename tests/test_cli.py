@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rle_tf import cli, console
+from rle_tf.commands.options import RECIPES
 from rle_tf.errors import ConfigError, DataError, ModelError, RLEError
 
 RECIPE = """
@@ -120,5 +121,5 @@ def test_a_folder_that_cannot_be_made_is_named(recipe, monkeypatch, capsys):
 
 
 def test_recipes_lie_where_the_demo_looks():
-    names = {path.name for path in cli.RECIPES.glob("*.yaml")}
+    names = {path.name for path in RECIPES.glob("*.yaml")}
     assert {"demo.yaml", "coco_sample.yaml", "coco_resnet50_rle.yaml"} <= names
