@@ -12,7 +12,7 @@ VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "rle_tf/__init__.py").read
 SERVE = ["fastapi>=0.115", "uvicorn>=0.32", "prometheus-client>=0.21"]
 SERVING = ["tensorflow-serving-api>=2.19"]
 ONNX = ["tf2onnx>=1.17", "onnxruntime>=1.20"]
-TORCH = ["torch>=2.5"]
+TORCH = ["torch>=2.7"]
 TEST = [
     *SERVE,
     *SERVING,

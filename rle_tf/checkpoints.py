@@ -34,10 +34,24 @@ from rle_tf.models.weights import (
 )
 from rle_tf.parity import Parity, compare
 from rle_tf.run_folder import RunFolder
-from rle_tf.skeletons import COCO17, H36M18, Skeleton
+from rle_tf.skeletons import COCO17, H36M18, LSP14, MPII16, Skeleton
 
 LOG = logging.getLogger("rle_tf")
 
+# The joints that models with so many coordinates of so many joints are usually of.
+_SKELETONS = {(2, 17): COCO17, (2, 16): MPII16, (2, 14): LSP14, (3, 18): H36M18}
+_IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "box_margin": 1.25}
+# By layout and number of coordinates: what crops were, and whether joints outside counted.
+_CROPS = {
+    ("authors", 2): (
+        {"mean": [0.406, 0.457, 0.48], "std": [1.0, 1.0, 1.0], "box_margin": 1.25},
+        True,
+    ),
+    ("authors", 3): (_IMAGENET, False),
+    ("mmpose", 2): (_IMAGENET, False),
+}
+# To go on with: published weights have seen their epochs. Not measured.
+_TUNING = {"learning_rate": 1e-4, "epochs": 20, "drop_epochs": [15], "warmup_steps": 500}
 # Kept in a state dict and of no meaning for a prediction.
 _UNUSED = re.compile(r".*\.num_batches_tracked|flow(2d|3d)?\.(mask|loc|cov)")
 # Which dimensions a coupling keeps, in turns.
@@ -77,18 +91,21 @@ class Published:
         Raises:
             ModelError: if there are others than those.
         """
-        usual = {2: COCO17, 3: H36M18}[self.dims]
-        if self.joints != len(usual.joints):
+        if (self.dims, self.joints) not in _SKELETONS:
+            usual = ", ".join(f"{joints} in {dims}D" for dims, joints in _SKELETONS)
             raise ModelError(
                 f"{self.names['fc_coord.linear.weight']}: of {self.joints} joints in {self.dims}D; "
-                f"expected the {len(usual.joints)} of '{usual.name}', or a config with a skeleton "
-                "that has as many"
+                f"expected {usual}, or a skeleton that has as many (rle-tf import --config)"
             )
-        return usual
+        return _SKELETONS[self.dims, self.joints]
 
     @property
     def feature_norm(self) -> bool:
         return self.layout == "authors"
+
+    @property
+    def convention(self) -> str:
+        return "official" if self.layout == "authors" else "mmpose"
 
 
 def recognise(state: Mapping[str, np.ndarray]) -> Published:
@@ -116,8 +133,8 @@ def recognise(state: Mapping[str, np.ndarray]) -> Published:
     if head:
         _split_head(tensors, names, head)
     dims = 3 if any(key.startswith("flow3d.") for key in tensors) else 2
-    coordinates = _tensor(tensors, "fc_coord.linear.weight", names)
-    if coordinates.ndim != 2 or len(coordinates) % dims:
+    coordinates = _tensor(tensors, "fc_coord.linear.weight", names, 2)
+    if not len(coordinates) or len(coordinates) % dims:
         raise ModelError(
             f"{names['fc_coord.linear.weight']}: found shape {coordinates.shape}; expected "
             f"({dims} for each joint, features)"
@@ -151,9 +168,10 @@ def load_state_dict(
     Args:
         state: As in `recognise`: of the authors (`preact.`, `fc_coord.`, `fc_sigma.`, `flow.` or
             `flow2d.` and `flow3d.`), or of mmpose (`backbone.`, `head.` or `keypoint_head.`).
-        skeleton: By default COCO's 17 joints in 2D, the 18 of Human3.6M in 3D.
-        image_size: (height, width) of the crops, which the tensors do not tell; by default
-            256x192, and 256x256 in 3D.
+        skeleton: By default COCO's 17 joints, MPII's 16 or the 14 of Leeds Sports Pose in 2D, the
+            18 of Human3.6M in 3D.
+        image_size: (height, width) of the crops, which the tensors do not tell, and which the
+            regressor takes no others of; by default 256x192, and 256x256 in 3D.
 
     Raises:
         ModelError: if a tensor is missing, of another shape or not finite, or the keys are those of
@@ -174,8 +192,9 @@ def build(
     published: Published,
     skeleton: Skeleton | None = None,
     image_size: tuple[int, int] | None = None,
+    root_sigma: bool = True,
 ) -> PoseEstimator:
-    """`load_state_dict` of what was recognised."""
+    """`load_state_dict` of what was recognised; `root_sigma` as in `build_regressor`."""
     skeleton = skeleton or published.skeleton
     if len(skeleton.joints) != published.joints:
         raise ModelError(
@@ -189,11 +208,12 @@ def build(
         dims,
         image_size or ((256, 192) if dims == 2 else (256, 256)),
         feature_norm=published.feature_norm,
-        root_sigma=True,
+        root_sigma=root_sigma,
     )
     flows = {prefix: _flow(tensors, prefix, d, published.names) for prefix, d in _flows(dims)}
     flow, flow_2d = flows["flow" if dims == 2 else "flow3d"], flows.get("flow2d")
-    estimator = PoseEstimator(regressor, RLELoss(flow, convention="official", flow_2d=flow_2d))
+    loss = RLELoss(flow, convention=published.convention, flow_2d=flow_2d)
+    estimator = PoseEstimator(regressor, loss)
     values, used = [], set()
     for key, layer, variable in _entries(estimator):
         tensor = _tensor(tensors, key, published.names)
@@ -248,18 +268,21 @@ def import_checkpoint(
     Args:
         file: `.pth`, `.pt`, `.safetensors` or `.npz`.
         out: A folder, new or without a run.
+            A `.json` of the same name beside it, as `rle-tf export --format torch` writes one, says
+            what crops were like.
         defaults: By the number of coordinates, recipes with the data that it is to be evaluated
-            and go on with; `model`, `loss` and how crops are made become the file's. The image size
-            is the one in the file's name (`_256x192`), else the recipe's.
+            and go on with; `model`, `loss` and how crops are made become the file's, and training
+            is a short one. The image size is the one in the file's name (`_256x192`), else the
+            recipe's.
         recipe: One to take in their place, whose backbone must be the file's.
-        overrides: Of the recipe.
+        overrides: Of the recipe; what they name stays.
 
     Raises:
         ModelError: as `read_state_dict` and `load_state_dict`, or if OUT has a run.
         ConfigError: for a recipe of another backbone, skeleton or number of coordinates.
     """
     folder = RunFolder(out)
-    if folder.config.exists() or folder.regressor.exists():
+    if folder.config.exists():
         raise ModelError(f"{out}: has a model already; expected a new folder")
     state = read_state_dict(file)
     try:
@@ -267,30 +290,38 @@ def import_checkpoint(
         config = load_config(recipe or defaults[published.dims], list(overrides))
         found = getattr(config.model, "backbone", config.model.kind)
         if recipe and found != published.backbone:
-            raise ModelError(f"holds a {published.backbone}; expected a {found}, as {recipe} has")
-        config = _adapted(config, published, file, out, overrides)
-        estimator = build(published, config.data.source.skeleton, config.data.image_size)
+            raise ModelError(
+                f"holds a {published.backbone}; expected a {found}, as {recipe} has (or "
+                f"--set model.backbone={published.backbone})"
+            )
+        config = _adapted(config, published, file, out, overrides, tuning=recipe is None)
+        estimator = build(
+            published,
+            config.data.source.skeleton,
+            config.data.image_size,
+            config.model.root_sigma,
+        )
     except ModelError as error:
         raise ModelError(f"{file}: {error}") from None
     parity = compare(without_wrapper(state), estimator, published.layout)
-    if not max(parity.mu, parity.sigma, parity.log_prob) < _MOST_OFF:
+    if not all(value < _MOST_OFF for value in vars(parity).values()):
         raise ModelError(
             f"{file}: the regressor is off from a plain evaluation of its tensors ({parity}); "
             f"expected less than {_MOST_OFF}"
         )
     out.mkdir(parents=True, exist_ok=True)
-    config.save(folder.config)
     folder.save_regressor(estimator)
     report = {
         "file": file.name,
         "layout": published.layout,
         "backbone": published.backbone,
         "tensors": len(published.tensors),
-        "unused": published.unused,
+        "unused": len(published.unused),
         "unknown": published.unknown,
         **vars(parity),
     }
     write_whole(out / "parity.json", json.dumps(report, indent=1) + "\n")
+    config.save(folder.config)  # last: what has it is whole
     return config, published, parity
 
 
@@ -300,38 +331,66 @@ def _adapted(
     file: Path,
     out: Path,
     overrides: list[str] | tuple[str, ...],
+    tuning: bool,
 ) -> RunConfig:
     """A recipe with the model of a file, and its crops."""
     skeleton = config.data.source.skeleton
     if len(skeleton.joints) != published.joints:
         raise ModelError(
             f"has {published.joints} joints; expected the {len(skeleton.joints)} of "
-            f"'{skeleton.name}', as recipe {config.name} has"
+            f"'{skeleton.name}', as recipe {config.name} has, or --config with another recipe"
         )
     values = config.model_dump(mode="json")
+    kept = {entry.partition("=")[0].strip() for entry in overrides}
+    crops, keep_outside = _CROPS[published.layout, published.dims]
     size = _SIZE_IN_NAME.search(file.name)
-    if size and not any(entry.startswith("data.image_size=") for entry in overrides):
-        values["data"]["image_size"] = [int(size[1]), int(size[2])]
-    if published.layout == "mmpose":
-        # Of RGB in [0, 1]; joints outside the crop had no weight.
-        values["data"] |= {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-        if values["data"]["augmentation"]:
-            values["data"]["augmentation"]["keep_outside"] = False
+    if size:
+        crops = crops | {"image_size": [int(size[1]), int(size[2])]}
+    beside = _beside(file)
+    crops = crops | {key: beside[key] for key in _BESIDE if key in beside and key != "root_sigma"}
+    values["data"] |= {key: value for key, value in crops.items() if f"data.{key}" not in kept}
+    if values["data"]["augmentation"] and "data.augmentation.keep_outside" not in kept:
+        values["data"]["augmentation"]["keep_outside"] = keep_outside
     values["name"] = re.sub(r"[^\w.-]", "_", out.resolve().name)
     values["model"] = {
         "backbone": published.backbone,
         "feature_norm": published.feature_norm,
-        "root_sigma": True,
+        "root_sigma": beside.get("root_sigma", True),
     }
-    tensors, flow = published.tensors, _flows(published.dims)[0][0]
+    flow = _flows(published.dims)[0][0]
     values["loss"] = {
         "kind": "rle",
-        "convention": "official",
-        "flow_layers": _couplings(tensors, flow),
-        "flow_hidden": len(_tensor(tensors, f"{flow}.s.0.0.weight", published.names)),
+        "convention": published.convention,
+        "flow_layers": _couplings(published.tensors, flow),
+        "flow_hidden": len(_tensor(published.tensors, f"{flow}.s.0.0.weight", published.names, 2)),
     }
-    values["train"] |= {"start": str(out)}
+    # Absolute: the config is read from other folders, too.
+    values["train"] |= {"start": str(out.expanduser().resolve())}
+    if tuning and not {f"train.{key}" for key in _TUNING} & kept:
+        values["train"] |= _TUNING
     return validated(RunConfig, values, f"recipe {config.name} with the model of {file}")
+
+
+_BESIDE = ("image_size", "mean", "std", "box_margin", "root_sigma")
+
+
+def crops_of(config: RunConfig) -> dict:
+    """What a state dict does not say of its model, for the `.json` beside it."""
+    data = config.data.model_dump(mode="json")
+    return {key: data[key] for key in _BESIDE if key in data} | {
+        "root_sigma": config.model.root_sigma
+    }
+
+
+def _beside(file: Path) -> dict:
+    path = file.with_suffix(".json")
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read: {error}") from None
+    return content if isinstance(content, dict) else {}
 
 
 def _refuse_others(state: Mapping[str, np.ndarray]) -> None:
@@ -342,15 +401,25 @@ def _refuse_others(state: Mapping[str, np.ndarray]) -> None:
             f"{maps[0]}: a heatmap model; expected an RLE regressor. Its backbone can start a "
             "training: --set model.weights=FILE"
         )
-    if "layer1.0.conv1.weight" in state or "fc.weight" in state:
-        raise ModelError(
-            "layer1.0.conv1.weight, fc.weight: a network for classification; expected an RLE "
-            "regressor. It can start a training: --set model.weights=FILE"
-        )
+    way = "Its backbone can start a training: --set model.weights=FILE"
     heads = ("fc_coord.linear.weight", "head.fc.weight", "keypoint_head.fc.weight")
-    if not any(head in state for head in heads):
+    head = next((head for head in heads if head in state), None)
+    stem = next(
+        (k for k in state if re.fullmatch(r"(backbone\.|preact\.)?conv1\..*weight", k)), None
+    )
+    if head is None:
+        if stem:
+            raise ModelError(
+                f"{stem}: a backbone, or a network for classification; expected an RLE regressor "
+                f"with {', '.join(heads[:2])} or {heads[2]}. {way}"
+            )
         found = ", ".join(list(state)[:3]) or "nothing"
-        raise ModelError(f"found {found}, ...; expected {heads[0]}, {heads[1]} or {heads[2]}")
+        raise ModelError(f"found {found}, ...; expected {', '.join(heads[:2])} or {heads[2]}")
+    if head != heads[0] and not any(".flow_model." in key for key in state):
+        raise ModelError(
+            f"{head}: and no flow_model; a network for classification, or a regression without "
+            f"RLE; expected an RLE regressor. {way}"
+        )
 
 
 def _float32(key: str, value: np.ndarray) -> np.ndarray:
@@ -360,6 +429,8 @@ def _float32(key: str, value: np.ndarray) -> np.ndarray:
     value = value.astype("float32")
     if not np.isfinite(value).all():
         raise ModelError(f"{key}: found {np.sum(~np.isfinite(value))} values that are not finite")
+    if key.endswith("running_var") and (value < 0).any():
+        raise ModelError(f"{key}: found {value.min()}; expected variances, none below 0")
     return value
 
 
@@ -367,7 +438,7 @@ def _split_head(tensors: dict[str, np.ndarray], names: dict[str, str], head: str
     """Makes of mmpose's one layer, x, y and their sigmas joint by joint, the authors' two."""
     for part in ("weight", "bias"):
         key = f"{head}.fc.{part}"
-        whole = _tensor(tensors, key, names)
+        whole = _tensor(tensors, key, names, 2 if part == "weight" else 1)
         if len(whole) % 4 or not len(whole):
             raise ModelError(
                 f"{key}: found shape {whole.shape}; expected 4 rows for each joint, as regression "
@@ -383,9 +454,18 @@ def _split_head(tensors: dict[str, np.ndarray], names: dict[str, str], head: str
         del tensors[key], names[key]
 
 
-def _tensor(tensors: Mapping[str, np.ndarray], key: str, names: Mapping[str, str]) -> np.ndarray:
+def _tensor(
+    tensors: Mapping[str, np.ndarray],
+    key: str,
+    names: Mapping[str, str],
+    axes: int | None = None,
+) -> np.ndarray:
     if key not in tensors:
         raise ModelError(f"{_name_in_file(key, names)}: missing; expected all of an RLE regressor")
+    if axes is not None and tensors[key].ndim != axes:
+        raise ModelError(
+            f"{names[key]}: found shape {tensors[key].shape}; expected one of {axes} axes"
+        )
     return tensors[key]
 
 
@@ -436,7 +516,7 @@ def _couplings(tensors: Mapping[str, np.ndarray], prefix: str) -> int:
 def _flow(
     tensors: Mapping[str, np.ndarray], prefix: str, dims: int, names: Mapping[str, str]
 ) -> RealNVP:
-    hidden = len(_tensor(tensors, f"{prefix}.s.0.0.weight", names))
+    hidden = len(_tensor(tensors, f"{prefix}.s.0.0.weight", names, 2))
     return RealNVP(dims, _couplings(tensors, prefix), hidden, name=prefix)
 
 
@@ -471,6 +551,7 @@ def _entries(
 
 def _check_is_theirs(estimator: PoseEstimator) -> None:
     regressor, loss = estimator.regressor, estimator.loss
+    regressor_dims = regressor.output["mu"].shape[-1]
     names = {layer.name for layer in regressor.layers}
     found = None
     if "score_maps" in names or "mu_dense" not in names:
@@ -488,6 +569,8 @@ def _check_is_theirs(estimator: PoseEstimator) -> None:
         found = "another backbone, or a part of one"
     elif not isinstance(loss, RLELoss) or any(flow.joints for flow in estimator.flows):
         found = f"loss {loss.name}, or a flow for each joint"
+    elif {flow.dims for flow in estimator.flows} != {dims for _, dims in _flows(regressor_dims)}:
+        found = "no flow of two dimensions beside that of three"
     if found:
         raise ModelError(
             f"regressor '{regressor.name}' with {found}; expected what the authors' code has: a "

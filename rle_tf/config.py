@@ -134,7 +134,7 @@ class RLELossConfig(Section):
 
     Attributes:
         base: The simple density Q.
-        convention: `paper` (equation 8) or `official` (the authors' code).
+        convention: `paper` (equation 8), `official` (the authors' code) or `mmpose` (its).
         flow_layers, flow_hidden: Couplings of the flow and width of their networks. In 3D there is
             a second flow, for people without depths.
         flow_per_joint: Whether each joint has a flow of its own, or all share one (the paper's).
@@ -142,7 +142,7 @@ class RLELossConfig(Section):
 
     kind: Literal["rle"] = "rle"
     base: Literal["laplace", "gaussian"] = "laplace"
-    convention: Literal["paper", "official"] = "paper"
+    convention: Literal["paper", "official", "mmpose"] = "paper"
     flow_layers: int = Field(6, ge=0)
     flow_hidden: int = Field(64, gt=0)
     flow_per_joint: bool = False

@@ -128,14 +128,15 @@ def print_models(rows: list[dict], image_size: tuple[int, int]) -> None:
 
 def print_import(config, published, parity) -> None:
     """Shows what `rle_tf.checkpoints.import_checkpoint` found in a file."""
-    data = config.data
+    data, unknown = config.data, published.unknown
+    ignored = f"{len(unknown)} entries: {', '.join(unknown[:5])}" if unknown else "nothing"
     table = Table(show_header=False, box=None)
     for name, value in (
         ("layout", published.layout),
         ("network", f"{published.backbone}, {published.joints} joints in {published.dims}D"),
         ("crops", f"{data.image_size[0]}x{data.image_size[1]}, mean {data.mean}, std {data.std}"),
         ("tensors", f"{len(published.tensors)} used"),
-        ("of no use", ", ".join(published.unknown) or "none"),
+        ("not of such a model", ignored),
         (
             "off from NumPy",
             f"mu {parity.mu:.1e}, sigma {parity.sigma:.1e}, flow {parity.log_prob:.1e}",

@@ -263,7 +263,7 @@ def _official_laplace(residual, inverse_sigma):
 
 # -log Q of the normalised residual, one coordinate.
 _BASES = {"laplace": _laplace, "gaussian": _gaussian}
-_CONVENTIONS = ("paper", "official")
+_CONVENTIONS = ("paper", "official", "mmpose")
 
 
 def _base_proposal(base: str, scale: float, event_shape: tuple[int, ...], n: int, seed: int):
@@ -346,6 +346,9 @@ class RLELoss(PoseLoss):
     constant of a Gaussian. `base="gaussian"` replaces the last term by `r^2 / 2`. A coordinate of
     weight 0 enters its joint's G as a residual of 0.
 
+    `convention="mmpose"` is what weights of mmpose were trained with: that of the authors but for
+    its Q, which is a normalised density of scale sigma: the last two terms are `log 2 + |r|`.
+
     Mixed supervision, D = 3: with a `flow_2d`, people none of whose depths has a weight take that
     flow's density of (x, y) as G. Each flow sees the people of its kind alone, and its gradient is
     exactly 0 in a batch without any. Without `flow_2d` such people have no G in the paper's
@@ -362,7 +365,7 @@ class RLELoss(PoseLoss):
         flow: the flow G, an `rle_tf.flow.RealNVP` of D dimensions. A Keras layer that the training
             model has to hold.
         base: Q, "laplace" or "gaussian".
-        convention: "paper" or "official".
+        convention: "paper", "official" or "mmpose".
         reduction: that of `keras.losses.Loss`.
         name: name of the loss.
         flow_2d: the flow of two dimensions for people without depths, where D = 3.
@@ -407,8 +410,13 @@ class RLELoss(PoseLoss):
                 _BASES[self.base](residual), axis=-1
             )
         # Each coordinate has the joint density of all once, mirrored.
-        base = _official_laplace(residual, 0.0) if self.base == "laplace" else _gaussian(residual)
+        base = self._base_term(residual, 0.0)
         return self.flow.dims * self.flow.log_prob(-residual) - tf.reduce_sum(base, axis=-1)
+
+    def _base_term(self, residual, inverse_sigma):
+        if (self.convention, self.base) == ("official", "laplace"):
+            return _official_laplace(residual, inverse_sigma)
+        return _BASES[self.base](residual)
 
     def proposals(self, dims, n, seed):
         scale = math.sqrt(2) if (self.convention, self.base) == ("official", "laplace") else 1.0
@@ -431,11 +439,8 @@ class RLELoss(PoseLoss):
             log_g, joint_weight = self._log_g(residual, weight, known)
             per_joint = tf.reduce_sum(weight * per_coordinate, axis=-1) - joint_weight * log_g
         else:
-            if self.base == "laplace":
-                base_term = _official_laplace(residual, inverse_sigma)
-            else:
-                base_term = _gaussian(residual)
             log_g, _ = self._log_g(-residual, weight, known)
+            base_term = self._base_term(residual, inverse_sigma)
             per_coordinate = base_term + 2 * log_sigma - log_g[..., None]
             per_joint = tf.reduce_sum(weight * per_coordinate, axis=-1)
         return tf.reduce_sum(per_joint, axis=-1)

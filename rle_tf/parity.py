@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rle_tf.estimator import PoseEstimator
+from rle_tf.geometry import KNOWN_LOG_SIGMA
 
 State = Mapping[str, np.ndarray]
 
@@ -43,15 +44,16 @@ def compare(state: State, estimator: PoseEstimator, layout: str) -> Parity:
     rng = np.random.default_rng(0)
     image = rng.uniform(-0.5, 0.55, (1, height, width, 3)).astype("float32")
     found = {key: np.asarray(value) for key, value in regressor(image, training=False).items()}
-    found["sigma"] = np.exp(found.pop("log_sigma"))
     mu, sigma = regress(state, image, layout, *found["mu"].shape[1:])
+    known = found["log_sigma"] == np.float32(KNOWN_LOG_SIGMA)  # where there is no root_sigma
+    found["sigma"] = np.where(known, sigma, np.exp(found["log_sigma"]))
     log_prob = 0.0
     for flow in estimator.flows:
         residual = rng.normal(size=(100, flow.dims)) * 3
         ours = flow.log_prob(residual.astype("float32")).numpy()
         theirs = flow_log_prob(state, _flow_prefix(state, flow.dims), residual)
-        log_prob = max(log_prob, _off(ours, theirs))
-    return Parity(_off(found["mu"], mu), _off(found["sigma"], sigma), log_prob)
+        log_prob = np.maximum(log_prob, _off(ours, theirs))  # NaN stays
+    return Parity(_off(found["mu"], mu), _off(found["sigma"], sigma), float(log_prob))
 
 
 def _off(found: np.ndarray, expected: np.ndarray) -> float:

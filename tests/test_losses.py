@@ -14,7 +14,10 @@ from rle_tf.flow import RealNVP
 from rle_tf.geometry import KNOWN_LOG_SIGMA
 from rle_tf.losses import DensityLoss, DirectLoss, HeatmapLoss, L1Loss, L2Loss, MapLoss, RLELoss
 
-VARIANTS = list(itertools.product(["laplace", "gaussian"], ["paper", "official"]))
+VARIANTS = [
+    *itertools.product(["laplace", "gaussian"], ["paper", "official"]),
+    ("laplace", "mmpose"),
+]
 
 
 def load_reference_weights(flow, arrays, prefix):
@@ -186,6 +189,21 @@ def test_conventions_differ_as_documented():
     )
 
 
+@pytest.mark.parametrize("base", ["laplace", "gaussian"])
+def test_mmposes_convention_is_the_formula_of_its_code(base):
+    target, output = batch()
+    flow = bent_flow()
+    sigma = np.exp(output["log_sigma"])
+    error = (output["mu"] - target["keypoints"]) / sigma
+    log_q = -np.abs(error) - np.log(2 * sigma)
+    if base == "gaussian":
+        log_q = -(error**2) / 2 - np.log(sigma * np.sqrt(2 * np.pi))
+    log_phi = flow.log_prob(error).numpy()[..., None]
+    expected = (np.log(sigma) - log_phi - log_q).sum((1, 2))
+    loss = RLELoss(flow, base=base, convention="mmpose", reduction=None)(target, output)
+    np.testing.assert_allclose(loss, expected, rtol=1e-4, atol=1e-3)
+
+
 def test_l1_is_the_weighted_absolute_error_and_leaves_sigma_alone():
     target, output = batch()
     target["weight"][1, 2, 0] = 0.5
@@ -233,6 +251,7 @@ PRODUCTS = {
     ("gaussian", "paper"): lambda r: np.exp(-(r**2)),
     ("laplace", "official"): lambda r: np.exp(-np.abs(r) / np.sqrt(2) - r**2),
     ("gaussian", "official"): lambda r: np.exp(-1.5 * r**2),
+    ("laplace", "mmpose"): lambda r: np.exp(-np.abs(r) - r**2),
 }
 
 
@@ -628,8 +647,8 @@ def test_a_joint_that_is_known_altogether_adds_nothing():
 def test_unknown_options_are_refused_with_the_valid_ones():
     with pytest.raises(ModelError, match="base is 'laplacian', expected one of laplace, gaussian"):
         RLELoss(RealNVP(2, layers=0), base="laplacian")
-    with pytest.raises(ModelError, match="convention is 'mmpose', expected one of paper, official"):
-        RLELoss(RealNVP(2, layers=0), convention="mmpose")
+    with pytest.raises(ModelError, match="convention is 'mmdet', expected one of paper, official"):
+        RLELoss(RealNVP(2, layers=0), convention="mmdet")
 
 
 @pytest.mark.parametrize(("dims", "dims_2d"), [(3, 3), (2, 2), (2, 3)])

@@ -39,7 +39,7 @@ def export_run(
     on_file: Callable[[Path], None] | None = None,
 ) -> list[Path]:
     """Writes `out/NAME/VERSION`, `VERSION-PRECISION.tflite` with its JSON, `VERSION.onnx`, and
-    `VERSION.pth`.
+    `VERSION.pth` with its JSON.
 
     Args:
         run: The folder of a training run.
@@ -142,7 +142,7 @@ def export_run(
             files.append(export_onnx(saved, model_dir / f"{version}.onnx"))
             add(files[-1])
         if estimator:
-            add(export_torch(estimator, model_dir / f"{version}.pth"))
+            add(export_torch(estimator, config, model_dir / f"{version}.pth"))
         for path in write_serving(model_dir) if serving else ():
             add(path)
         if report:

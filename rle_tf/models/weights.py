@@ -4,6 +4,7 @@ import io
 import logging
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -92,6 +93,8 @@ def load_weights(backbone: keras.Model, name: str, weights: str | Path) -> None:
             else:
                 value = from_torch(layer, values[key]) if is_torch else values[key]
                 found[key] = (variable, value)
+                if not np.isfinite(value).all():
+                    problems.append(f"{key} holds values that are not finite")
     if problems:
         shown = "; ".join(problems[:3]) + ("; ..." if len(problems) > 3 else "")
         raise ModelError(
@@ -113,7 +116,7 @@ def load_weights(backbone: keras.Model, name: str, weights: str | Path) -> None:
 
 def without_wrapper(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """A state dict without the `module.` that PyTorch's DataParallel puts before each key."""
-    return {key.removeprefix("module."): value for key, value in values.items()}
+    return {re.sub(r"^(module\.)+", "", key): value for key, value in values.items()}
 
 
 def _of_backbone(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -267,22 +270,34 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             f"{path}: a file of PyTorch's, which is not installed; expected "
             "pip install 'rle-tf[torch]', or the same tensors as .safetensors or .npz"
         ) from None
-    # The notes beside the weights may hold NumPy's arrays, which are data, too.
-    array = np.zeros(1).__reduce__()[0]
+    # The notes beside the weights may hold NumPy's values, which are data, too, by the names that
+    # its versions have for them.
+    made_by = {"_reconstruct": np.zeros(1).__reduce__()[0], "scalar": np.float64(0).__reduce__()[0]}
+    data = [
+        (function, f"{module}.multiarray.{name}")
+        for module in ("numpy.core", "numpy._core")
+        for name, function in made_by.items()
+    ]
     types = [type(np.dtype(kind)) for kind in "?bBhHiIlLqQefdU"]
     try:
-        with torch.serialization.safe_globals([array, np.ndarray, np.dtype, *types]):
+        with (
+            torch.serialization.safe_globals([*data, np.ndarray, np.dtype, *types]),
+            warnings.catch_warnings(action="ignore"),
+        ):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # Not PyTorch's own words, which advise to load it all the same.
+    except (pickle.UnpicklingError, RuntimeError) as error:
         foreign = re.search(r"GLOBAL (\S+)", str(error))
-        if foreign is None:
-            reason = re.search(r"WeightsUnpickler error:\s*(.*)", str(error))
-            raise ValueError(reason[1] if reason else "damaged, or no file of PyTorch's") from None
-        raise ModelError(
-            f"{path}: holds a {foreign[1]}, and to load that could run code; expected tensors and "
-            "plain values alone"
-        ) from None
+        if foreign:
+            raise ModelError(
+                f"{path}: holds a {foreign[1]}, and to load that could run code; expected tensors "
+                "and plain values alone. Where the file was made: "
+                "torch.save(model.state_dict(), FILE)"
+            ) from None
+        # Not always PyTorch's own words, which may advise to load it all the same.
+        reason = str(error).partition("\n")[0]
+        if "weights_only" in str(error):
+            reason = "damaged, or no state dict of PyTorch's"
+        raise ValueError(reason) from None
     while isinstance(content, dict):
         inner = next((content[key] for key in ("state_dict", "model") if key in content), None)
         if not isinstance(inner, dict):
@@ -291,7 +306,10 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     tensors = content if isinstance(content, dict) else {}
     tensors = {key: value for key, value in tensors.items() if isinstance(value, torch.Tensor)}
     if not tensors:
-        raise ModelError(f"{path}: found a {type(content).__name__}; expected a state dict")
+        keys = f" of {', '.join(map(str, content))}" if isinstance(content, dict) else ""
+        raise ModelError(
+            f"{path}: found a {type(content).__name__}{keys:.200}; expected a state dict"
+        )
     # NumPy has no bfloat16.
     return {
         str(key): (value.float() if value.is_floating_point() else value).detach().numpy()
