@@ -9,6 +9,7 @@ import numpy as np
 
 from rle_tf import metrics
 from rle_tf.data.annotations import (
+    are_numbers,
     check_box,
     check_image_files,
     clipped_boxes,
@@ -91,8 +92,7 @@ class CocoSource:
         self.records = self._annotated(dataset["annotations"], image_table)
         if self.detections:
             self.records = self._detected(image_table)
-        paths = sorted(set(self.records.image_paths))
-        check_image_files([Path(path) for path in paths], self.annotations)
+        check_image_files(sorted(set(self.records.image_paths)), self.annotations)
 
     @property
     def parts(self) -> tuple[int, ...]:
@@ -273,7 +273,7 @@ class CocoSource:
                 f"{where} has keypoints of {found}; expected {3 * joints} numbers, x, y and "
                 f"visibility of the {joints} joints of '{self.skeleton.name}'"
             )
-        if not all(map(is_number, values)):
+        if not are_numbers(values):
             wrong = next(index for index, value in enumerate(values) if not is_number(value))
             raise DataError(
                 f"{where} has {values[wrong]!r:.80} at keypoints[{wrong}], "

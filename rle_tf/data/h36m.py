@@ -286,7 +286,7 @@ class H36mSource:
                 f"{', '.join(name.removeprefix('s_') for name in subjects) or 'none'}; expected "
                 "annotations and images of the same protocol"
             )
-        check_image_files(paths, self.annotations)
+        check_image_files(image_paths, self.annotations)
 
     def _true_sizes(self, image_paths: np.ndarray, image_wh: np.ndarray) -> np.ndarray:
         """(N, 2) sizes as the first readable frame of each sequence has them.

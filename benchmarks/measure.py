@@ -1,0 +1,81 @@
+"""Two sides of a question, timed in turns, and what they ran on."""
+
+import os
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+
+from rich.console import Console
+from rich.table import Table
+
+CONSOLE = Console(width=120)
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one side, a value a turn."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    def ratio(self, other: "Times") -> tuple[float, float, float]:
+        """How many times the other's time this one takes: median of the turns, least and most."""
+        ratios = [a / b for a, b in zip(self.seconds, other.seconds, strict=True)]
+        return statistics.median(ratios), min(ratios), max(ratios)
+
+
+def in_turns(
+    calls: dict[str, Callable[[], object]], turns: int, warm_up: int = 1
+) -> dict[str, Times]:
+    """Calls each side once a turn, A B A B, so that a machine that is slow for a while is slow for
+    all of them; the first turns do not count."""
+    times = {name: [] for name in calls}
+    for turn in range(warm_up + turns):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if turn >= warm_up:
+                times[name].append(time.perf_counter() - start)
+    return {name: Times(tuple(values)) for name, values in times.items()}
+
+
+def show(title: str, times: dict[str, Times], against: str, unit: tuple[str, float]) -> None:
+    """A table: each side's median, and its time as a multiple of that of `against`.
+
+    Args:
+        unit: Its name, and how many of it are a second.
+    """
+    table = Table(
+        "", unit[0], f"times {against}'s", "range", title=f"{title}\n{machine()}", box=None
+    )
+    for name, each in times.items():
+        middle, least, most = each.ratio(times[against])
+        shown = (f"{each.median * unit[1]:.3g}", f"{middle:.2f}", f"{least:.2f} to {most:.2f}")
+        table.add_row(name, *shown)
+    CONSOLE.print(table)
+
+
+def machine(packages: Sequence[str] = ("tensorflow", "keras")) -> str:
+    """Processor, cores, threads and versions, for the line above a table."""
+    model = next(
+        (
+            line.partition(":")[2].strip()
+            for line in open("/proc/cpuinfo", encoding="utf-8")
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
+    return f"{model}, {os.cpu_count()} cores; Python {platform.python_version()}, {versions}"
+
+
+def peak_memory_mib() -> float:
+    """The most that this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
