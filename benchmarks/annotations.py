@@ -26,14 +26,16 @@ SIZE = (640, 480)
 TURNS = 5
 
 
-def write_dataset(labels: Path, folder: Path, people: int | None = None) -> Path:
-    """COCO's JSON of the training labels, or of so many people, drawn again where there are fewer.
+def write_dataset(
+    labels: Path, folder: Path, people: int | None = None, split: str = "train"
+) -> Path:
+    """COCO's JSON of a split's labels, or of so many people, drawn again where there are fewer.
 
     Returns:
         The JSON; its images are in `folder`/images.
     """
     with np.load(labels) as content:
-        chosen = np.flatnonzero(content["is_train"])
+        chosen = np.flatnonzero(content["is_train"] == (split == "train"))
         if people is not None:
             chosen = np.resize(chosen, people)
         joints = content["keypoints"][chosen].astype(float)

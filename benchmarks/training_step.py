@@ -1,0 +1,124 @@
+"""A training step: against PyTorch's, RLE against l1, and in 16 bits; and a share of the peak.
+
+    pip install -e ".[benchmark]"
+    python -m benchmarks.training_step
+
+ResNet-50 at 256x192, forward, loss, backward and Adam on a batch that stays in memory, each side's
+steps in turns with the others'. `--batch`, `--size HEIGHT WIDTH` and `--threads` change that.
+"""
+
+import argparse
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from benchmarks.measure import CONSOLE, in_turns, machine, show
+from rle_tf.estimator import PoseEstimator
+from rle_tf.flow import RealNVP
+from rle_tf.losses import L1Loss, PoseLoss, RLELoss
+from rle_tf.models.cost import multiply_adds
+from rle_tf.models.regressor import build_regressor
+from rle_tf.skeletons import COCO17
+
+TURNS, WARM_UP = 7, 2
+
+
+def batch(size: tuple[int, int], count: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    target = rng.uniform(-0.5, 0.5, (count, 17, 2)).astype("float32")
+    image = rng.normal(size=(count, *size, 3)).astype("float32")
+    return image, {"keypoints": target, "weight": np.ones_like(target)}
+
+
+def ours(size: tuple[int, int], count: int, loss: PoseLoss, policy: str = "float32"):
+    """A call that is one step of `fit`."""
+    keras.utils.set_random_seed(0)
+    keras.config.set_dtype_policy(policy)
+    estimator = PoseEstimator(build_regressor("resnet50", COCO17, 2, size), loss)
+    keras.config.set_dtype_policy("float32")
+    estimator.compile("adam")
+    image, target = batch(size, count)
+    image = tf.constant(image)
+    target = {key: tf.constant(value) for key, value in target.items()}
+    return lambda: estimator.train_on_batch(image, target)
+
+
+def theirs(size: tuple[int, int], count: int, compiled: bool):
+    import torch  # of the extra
+
+    from benchmarks.torch_rle import RealNVP as TorchFlow
+    from benchmarks.torch_rle import Regressor, rle_loss
+
+    torch.manual_seed(0)
+    regressor, flow = Regressor().to(memory_format=torch.channels_last), TorchFlow()
+    optimizer = torch.optim.Adam([*regressor.parameters(), *flow.parameters()], 1e-3)
+    image, target = batch(size, count)
+    image = torch.from_numpy(image).permute(0, 3, 1, 2)  # channels last, as it lies in memory
+    target = {key: torch.from_numpy(value) for key, value in target.items()}
+
+    def loss_of(image, keypoints, weight):
+        return rle_loss(flow, *regressor(image), keypoints, weight)
+
+    loss_of = torch.compile(loss_of) if compiled else loss_of
+
+    def step():
+        optimizer.zero_grad(set_to_none=True)
+        loss = loss_of(image, target["keypoints"], target["weight"])
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def peak_flops() -> float:
+    """Multiply-adds a second of a float32 matrix product that the caches like."""
+    a = tf.random.normal((2048, 2048))
+    product = tf.function(lambda: tf.matmul(a, a))
+    times = in_turns({"matmul": lambda: product().numpy()}, TURNS, WARM_UP)["matmul"]
+    return 2048**3 / times.median
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--size", type=int, nargs=2, default=(256, 192))
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    import torch  # of the extra
+
+    torch.set_num_threads(options.threads)
+    tf.config.threading.set_intra_op_parallelism_threads(options.threads)
+    size, count = tuple(options.size), options.batch
+    title = f"ResNet-50, {size[0]}x{size[1]}, batch {count}, {options.threads} threads"
+
+    eager = "PyTorch, eager"
+    sides = {
+        "rle_tf": ours(size, count, RLELoss(RealNVP(2))),
+        eager: theirs(size, count, compiled=False),
+        "PyTorch, torch.compile": theirs(size, count, compiled=True),
+    }
+    show(f"{title}: RLE", in_turns(sides, TURNS, WARM_UP), eager, ("ms", 1e3))
+    CONSOLE.print(machine(("torch",)))
+    sides = {
+        "RLE": sides["rle_tf"],
+        "l1": ours(size, count, L1Loss()),
+        "RLE, bfloat16": ours(size, count, RLELoss(RealNVP(2)), "mixed_bfloat16"),
+    }
+    show(f"{title}: losses", in_turns(sides, TURNS, WARM_UP), "l1", ("ms", 1e3))
+
+    regressor = build_regressor("resnet50", COCO17, 2, size)
+    forward = tf.function(lambda image: regressor(image, training=False))
+    image = tf.constant(batch(size, count)[0])
+    times = in_turns({"forward": lambda: forward(image)["mu"].numpy()}, TURNS, WARM_UP)
+    speed = count * multiply_adds(regressor) / times["forward"].median
+    peak = peak_flops()
+    CONSOLE.print(
+        f"forward: {speed / 1e9:.0f} G multiply-adds a second, {speed / peak:.0%} of the "
+        f"{peak / 1e9:.0f} G of a matrix product"
+    )
+
+
+if __name__ == "__main__":
+    main()
