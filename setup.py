@@ -70,6 +70,8 @@ setup(
         "serving": SERVING,  # rle-tf export --serving, the gRPC client
         "onnx": ONNX,  # rle-tf export --format onnx
         "torch": TORCH,  # rle-tf import FILE.pth, rle-tf export --format torch
+        # The comparators of benchmarks/ and of rle-tf benchmark.
+        "benchmark": [*TORCH, *ONNX, "openvino>=2025.0", "opencv-python-headless>=4.9"],
         "test": TEST,
         "dev": [*TEST, "ruff>=0.9"],
         "cuda": ["tensorflow[and-cuda]>=2.21"],

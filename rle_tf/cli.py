@@ -42,6 +42,7 @@ COMMANDS = (
     ("predict photo.jpg --boxes boxes.json", models.predict),
     ("import deeppose_res50_coco_256x192_rle.pth", models.import_),
     ("export runs/demo --format savedmodel --serving", models.export),
+    ("benchmark saved_models/demo", models.benchmark),
     ("serve saved_models/demo", models.serve),
 )
 DATA_SERVICE = (

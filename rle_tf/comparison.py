@@ -294,28 +294,30 @@ def _costs(configs: dict[str, RunConfig]) -> dict[str, dict[str, float]]:
             "parameters": parameters(estimator.regressor),
             "multiply_adds": multiply_adds(estimator.regressor),
         }
-    logger = tf.get_logger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # it takes the methods' steps for one that is traced again
     try:
         for key, calls in (("step", steps), ("latency", forwards)):
-            for method, share in _relative_times(calls).items():
-                costs[method][key] = share
+            medians = times_in_turns(calls)
+            first = next(iter(medians.values()))
+            for method, median in medians.items():
+                costs[method][key] = median / first
     except tf.errors.ResourceExhaustedError:
         LOG.warning("too little memory to time all methods side by side; the table has no times")
-    finally:
-        logger.setLevel(level)
     return costs
 
 
-def _relative_times(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
+def times_in_turns(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Median seconds of each call; they take turns, since a machine is not equally fast always."""
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it takes several models' steps for one that is traced again
     times = {name: [] for name in calls}
-    for turn in range(_ROUNDS + 2):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if turn >= 2:  # the first ones trace
-                times[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(each) for name, each in times.items()}
-    first = next(iter(medians.values()))
-    return {name: median / first for name, median in medians.items()}
+    try:
+        for turn in range(_ROUNDS + 2):
+            for name, call in calls.items():
+                start = time.perf_counter()
+                call()
+                if turn >= 2:  # the first ones trace
+                    times[name].append(time.perf_counter() - start)
+    finally:
+        logger.setLevel(level)
+    return {name: statistics.median(each) for name, each in times.items()}

@@ -146,6 +146,39 @@ def print_import(config, published, parity) -> None:
     CONSOLE.print(table)
 
 
+def print_speed(speed) -> None:
+    """Shows what `rle_tf.benchmark` measured, of an exported model or of a recipe."""
+    if not isinstance(speed, list):
+        table = Table(show_header=False, box=None)
+        for name, value in (
+            ("parameters", f"{speed.parameters / 1e6:.1f} M"),
+            ("multiply-adds", f"{speed.multiply_adds / 1e9:.2f} G a crop"),
+            ("training step", f"{speed.step_ms:.0f} ms, {speed.step_to_l1:.2f} times l1's"),
+            ("a batch of input", f"{speed.input_ms:.0f} ms, beside nothing else"),
+        ):
+            table.add_row(name, value)
+        CONSOLE.print(table)
+        return
+    first = speed[0]
+    table = Table("runtime", "file", "MB", title="ms of one crop, by threads; crops/s, by batch")
+    for threads in first.latency_ms:
+        table.add_column(f"ms, {threads}", justify="right")
+    table.add_column(f"times {first.runtime}'s", justify="right")
+    for batch in first.crops_per_second:
+        table.add_column(f"/s, {batch}", justify="right")
+    most = max(first.latency_ms)
+    for each in speed:
+        table.add_row(
+            each.runtime,
+            each.file,
+            f"{each.bytes / 1e6:.1f}",
+            *(f"{value:.2f}" for value in each.latency_ms.values()),
+            f"{each.latency_ms[most] / first.latency_ms[most]:.2f}",
+            *(f"{value:.0f}" for value in each.crops_per_second.values()),
+        )
+    CONSOLE.print(table)
+
+
 def _number(value: float) -> str:
     if math.isnan(value):
         return "no ground truth"

@@ -37,6 +37,7 @@ FLOORS = {
     "rle_tf.charts": 2,
     "rle_tf.calibration": 2,
     "rle_tf.comparison": 2,
+    "rle_tf.benchmark": 2,
     "rle_tf.checkpoints": 2,
     "rle_tf.parity": 2,
     "rle_tf.cli": 3,

@@ -25,6 +25,7 @@ from rle_tf.console import (
     print_models,
     print_report,
     print_scores,
+    print_speed,
     progress_bar,
     start_tensorflow,
 )
@@ -169,6 +170,37 @@ def models(
     with CONSOLE.status("building them"):
         rows = cost_table((height, width))
     print_models(rows, (height, width))
+
+
+def benchmark(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL|CONFIG",
+            help="A run, an exported model or the name of one that comes with rle-tf; or a recipe.",
+        ),
+    ],
+    threads: Annotated[list[int] | None, typer.Option(help="For one crop; default: 1, 2.")] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(help="Crops at once; default: 1, 4, 16, 64.")
+    ] = None,
+    data_root: DataRoot = None,
+    overrides: Overrides = None,
+) -> None:
+    """Times a model in each runtime that is installed; of a recipe, its training step and input."""
+    start_tensorflow()
+    from rle_tf.benchmark import benchmark_model, benchmark_recipe
+    from rle_tf.prediction import model_folder
+
+    folder = model_folder(model)
+    with CONSOLE.status("") as status:
+        if folder.is_dir():
+            speed = benchmark_model(
+                folder, threads or (1, 2), batch or (1, 4, 16, 64), status.update
+            )
+        else:
+            speed = benchmark_recipe(load_recipe(model, data_root, overrides), status.update)
+    print_speed(speed)
 
 
 def predict(

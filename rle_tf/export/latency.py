@@ -1,6 +1,6 @@
-"""How long an exported model takes for one crop, each in a process of its own.
+"""How long an exported model takes for its crops, each in a process of its own.
 
-    python -m rle_tf.export.latency MODEL THREADS
+    python -m rle_tf.export.latency RUNTIME MODEL THREADS BATCH
 
 loads a SavedModel's folder, a .tflite or an .onnx file, and answers each number of runs on its
 standard input by a line of JSON: the milliseconds of each run.
@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +26,25 @@ ROUNDS = 10
 RUNS = 20
 
 
+@dataclass(frozen=True)
+class Runner:
+    """An exported model, and what runs it: a key of `RUNTIMES`."""
+
+    runtime: str
+    path: Path
+
+    @classmethod
+    def of(cls, path: Path) -> "Runner":
+        """By what usually runs such a file."""
+        return cls(
+            {".tflite": "LiteRT", ".onnx": "ONNX Runtime"}.get(path.suffix, "SavedModel"), path
+        )
+
+
 def measure_latency(
-    models: Sequence[Path], threads: int, rounds: int = ROUNDS, runs: int = RUNS
+    models: Sequence[Runner], threads: int, rounds: int = ROUNDS, runs: int = RUNS, batch: int = 1
 ) -> list[float]:
-    """The median over all runs, in milliseconds a crop, of each model.
+    """The median over all runs, in milliseconds, of each model for so many crops at once.
 
     The models take turns, `runs` runs each, for what else the machine does to meet all alike. Where
     the system can, each process is bound to as many processor cores as it has threads.
@@ -37,7 +53,7 @@ def measure_latency(
         ModelError: A model cannot be run; the message ends with what was said.
     """
     with ExitStack() as stack:
-        processes = [stack.enter_context(_Process(model, threads)) for model in models]
+        processes = [stack.enter_context(_Process(model, threads, batch)) for model in models]
         for process in processes:
             process.run(WARM_UP_RUNS)
         times = [[] for _ in models]
@@ -48,11 +64,11 @@ def measure_latency(
 
 
 class _Process:
-    def __init__(self, model: Path, threads: int):
-        self.model = model
+    def __init__(self, model: Runner, threads: int, batch: int):
+        self.model = model.path
         self.log = tempfile.TemporaryFile()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", __name__, model, str(threads)],
+            [sys.executable, "-m", __name__, model.runtime, model.path, str(threads), str(batch)],
             env={**os.environ, "CUDA_VISIBLE_DEVICES": "-1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -87,59 +103,82 @@ def _bind(threads: int) -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
 
-def _crop(shape: Sequence) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (1, *shape[1:]), dtype=np.uint8)
+def _crops(batch: int, shape: Sequence) -> np.ndarray:
+    size = [int(length) for length in shape[1:]]
+    return np.random.default_rng(0).integers(0, 256, (batch, *size), dtype=np.uint8)
 
 
-def _savedmodel(model: str, threads: int) -> Callable[[], object]:
+def _savedmodel(model: str, threads: int, batch: int) -> Callable[[], object]:
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
     loaded = tf.saved_model.load(model)
     signature = loaded.signatures["serving_default"]
-    crop = _crop(signature.structured_input_signature[1]["image"].shape)
+    crops = _crops(batch, signature.structured_input_signature[1]["image"].shape)
 
     def run():
         # With the model, which the signature does not keep.
-        output = loaded.signatures["serving_default"](image=tf.constant(crop))
+        output = loaded.signatures["serving_default"](image=tf.constant(crops))
         return {name: tensor.numpy() for name, tensor in output.items()}
 
     return run
 
 
-def _litert(model: str, threads: int) -> Callable[[], object]:
+def _litert(model: str, threads: int, batch: int) -> Callable[[], object]:
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model, num_threads=threads)
-    interpreter.allocate_tensors()
     (image,) = interpreter.get_input_details()
+    crops = _crops(batch, image["shape"])
+    interpreter.resize_tensor_input(image["index"], crops.shape)
+    interpreter.allocate_tensors()
     outputs = [detail["index"] for detail in interpreter.get_output_details()]
-    crop = _crop(image["shape"])
 
     def run():
-        interpreter.set_tensor(image["index"], crop)
+        interpreter.set_tensor(image["index"], crops)
         interpreter.invoke()
         return [interpreter.get_tensor(index) for index in outputs]
 
     return run
 
 
-def _onnx(model: str, threads: int) -> Callable[[], object]:
+def _onnx(model: str, threads: int, batch: int) -> Callable[[], object]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = threads
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    crop = _crop(session.get_inputs()[0].shape)
-    return lambda: session.run(None, {"image": crop})
+    crops = _crops(batch, session.get_inputs()[0].shape)
+    return lambda: session.run(None, {"image": crops})
 
 
-def _serve(model: str, threads: int) -> None:
+def _openvino(model: str, threads: int, batch: int) -> Callable[[], object]:
+    import openvino
+
+    core = openvino.Core()
+    read = core.read_model(model)
+    crops = _crops(
+        batch, [None, *(axis.get_length() for axis in list(read.input(0).partial_shape)[1:])]
+    )
+    read.reshape({read.input(0): list(crops.shape)})
+    options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    compiled = core.compile_model(read, "CPU", options)
+    return lambda: compiled({0: crops})
+
+
+RUNTIMES = {
+    "SavedModel": _savedmodel,
+    "LiteRT": _litert,
+    "ONNX Runtime": _onnx,
+    "OpenVINO": _openvino,
+}
+
+
+def _serve(runtime: str, model: str, threads: int, batch: int) -> None:
     _bind(threads)
-    load = {".tflite": _litert, ".onnx": _onnx}.get(Path(model).suffix, _savedmodel)
-    run = load(model, threads)
+    run = RUNTIMES[runtime](model, threads, batch)
     for line in sys.stdin:
         times = []
         for _ in range(int(line)):
@@ -150,4 +189,4 @@ def _serve(model: str, threads: int) -> None:
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1], int(sys.argv[2]))
+    _serve(*sys.argv[1:3], *map(int, sys.argv[3:]))

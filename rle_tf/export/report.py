@@ -21,7 +21,7 @@ from rle_tf.evaluation import (
     pixel_format,
     predict_outputs,
 )
-from rle_tf.export.latency import measure_latency
+from rle_tf.export.latency import Runner, measure_latency
 from rle_tf.export.litert import operators
 from rle_tf.export.savedmodel import load_savedmodel, read_metadata
 from rle_tf.geometry import DEPTH_MM
@@ -122,7 +122,7 @@ def deployment_report(
     exported = entries[1:]
     for threads in THREADS:
         say(f"latency at {threads} thread{'s' if threads > 1 else ''}")
-        medians = measure_latency([Path(entry["path"]) for entry in exported], threads)
+        medians = measure_latency([Runner.of(Path(each["path"])) for each in exported], threads)
         for entry, median in zip(exported, medians, strict=True):
             entry["latency_ms"] = {**(entry["latency_ms"] or {}), str(threads): median}
     return {

@@ -10,7 +10,7 @@ import pytest
 
 from rle_tf.config import load_config
 from rle_tf.errors import ModelError
-from rle_tf.export.latency import measure_latency
+from rle_tf.export.latency import Runner, measure_latency
 from rle_tf.export.litert import calibration_crops, export_litert
 from rle_tf.export.onnx import export_onnx
 from rle_tf.export.report import deployment_report, report_table
@@ -198,10 +198,12 @@ def test_what_cannot_be_reported_on(exported, tmp_path):
 def test_a_model_that_cannot_be_run_is_named(tmp_path):
     (tmp_path / "broken.tflite").write_bytes(b"no model")
     with pytest.raises(ModelError, match=r"broken\.tflite: cannot be run; .*(.|\n)*ValueError"):
-        measure_latency([tmp_path / "broken.tflite"], threads=1)
+        measure_latency([Runner.of(tmp_path / "broken.tflite")], threads=1)
 
 
 def test_latency_of_each_model_in_turn(exported):
     _, version, files = exported
-    found = measure_latency([version, *files[:2]], threads=1, rounds=2, runs=3)
+    found = measure_latency(
+        list(map(Runner.of, [version, *files[:2]])), threads=1, rounds=2, runs=3
+    )
     assert len(found) == 3 and all(np.isfinite(found)) and min(found) > 0

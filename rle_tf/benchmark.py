@@ -1,0 +1,180 @@
+"""How fast a user's own model is: exported in each runtime that is installed, and in training."""
+
+import importlib.util
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from rle_tf.comparison import times_in_turns, variant
+from rle_tf.config import RunConfig
+from rle_tf.errors import ModelError
+from rle_tf.export.formats import Format, Precision
+from rle_tf.export.latency import Runner, measure_latency
+from rle_tf.export.run import export_run
+from rle_tf.export.savedmodel import newest_version
+from rle_tf.models.cost import multiply_adds, parameters
+from rle_tf.run_folder import RunFolder
+from rle_tf.training import build_estimator
+
+# Training batches whose making is timed, and those before them.
+_BATCHES, _WARM_UP = 20, 5
+# Fewer than a report's: every runtime, number of threads and batch is timed.
+_ROUNDS, _RUNS = 5, 10
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of an exported model in one runtime.
+
+    Attributes:
+        runtime: A key of `rle_tf.export.latency.RUNTIMES`.
+        file: The model's name.
+        bytes: Its size.
+        latency_ms: {threads: median for one crop}.
+        crops_per_second: {batch: at most that many threads' rate}.
+    """
+
+    runtime: str
+    file: str
+    bytes: int
+    latency_ms: dict[int, float]
+    crops_per_second: dict[int, float]
+
+
+@dataclass(frozen=True)
+class TrainingSpeed:
+    """Of a recipe.
+
+    Attributes:
+        parameters, multiply_adds: Of the regressor, for one crop.
+        step_ms: Median of a training step on a batch that is there.
+        step_to_l1: The same to that of loss l1, in turns.
+        input_ms: Median time in which a batch is made, with all cores and nothing beside.
+    """
+
+    parameters: int
+    multiply_adds: int
+    step_ms: float
+    step_to_l1: float
+    input_ms: float
+
+
+def benchmark_model(
+    model: Path,
+    threads: Sequence[int] = (1, 2),
+    batches: Sequence[int] = (1, 4, 16, 64),
+    on_step: Callable[[str], None] = lambda line: None,
+) -> list[Speed]:
+    """Times an exported model, or a run exported for it, in LiteRT, TensorFlow and where they are
+    installed ONNX Runtime and OpenVINO, each in a process of its own, in turns.
+
+    Args:
+        model: The folder of a run, or of an exported model or its versions.
+        threads: Numbers of threads for one crop.
+        batches: Numbers of crops at once, with the most threads of those.
+        on_step: Called with a line about each step before it begins.
+
+    Raises:
+        ModelError: if it is neither, sees no images, or a runtime cannot run it.
+    """
+    with ExitStack() as stack:
+        if (model / "config.yaml").is_file():
+            on_step("exporting")
+            model = _exported(model, Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        runners = _runners(model)
+        latency = [{} for _ in runners]
+        for count in threads:
+            on_step(f"one crop, {count} threads")
+            found = measure_latency(runners, count, _ROUNDS, _RUNS)
+            for each, milliseconds in zip(latency, found, strict=True):
+                each[count] = milliseconds
+        rates = [{} for _ in runners]
+        for batch in batches:
+            on_step(f"{batch} crops at once")
+            found = measure_latency(runners, max(threads), _ROUNDS, 2, batch)
+            for each, milliseconds in zip(rates, found, strict=True):
+                each[batch] = 1000 * batch / milliseconds
+        return [
+            Speed(runner.runtime, runner.path.name, _size(runner.path), *measured)
+            for runner, *measured in zip(runners, latency, rates, strict=True)
+        ]
+
+
+def benchmark_recipe(
+    config: RunConfig, on_step: Callable[[str], None] = lambda line: None
+) -> TrainingSpeed:
+    """Times a recipe's training step, and the making of its batches.
+
+    Raises:
+        As `rle_tf.training.train`.
+    """
+    people = config.open_training()
+    batches = iter(
+        people.batches(
+            config.input_format,
+            config.data.augmentation,
+            batch_size=config.train.batch_size,
+            seed=config.seed,
+        )
+    )
+    on_step("making batches")
+    seconds = []
+    with people.named_errors(config.input_format):
+        for number in range(_WARM_UP + _BATCHES):
+            start = time.perf_counter()
+            inputs, target = next(batches)
+            if number >= _WARM_UP:
+                seconds.append(time.perf_counter() - start)
+    # What was made ahead comes at once, so that the mean and not the median tells the rate.
+    input_ms = 1000 * statistics.mean(seconds)
+    on_step("training steps")
+    estimator = build_estimator(config, people, steps_per_epoch=1)
+    other = build_estimator(variant(config, "l1", config.seed), people, steps_per_epoch=1)
+    step, l1 = (lambda e=each: e.train_on_batch(inputs, target) for each in (estimator, other))
+    medians = times_in_turns({"l1": l1, "own": step})
+    return TrainingSpeed(
+        parameters=parameters(estimator.regressor),
+        multiply_adds=multiply_adds(estimator.regressor),
+        step_ms=1000 * medians["own"],
+        step_to_l1=medians["own"] / medians["l1"],
+        input_ms=input_ms,
+    )
+
+
+def _exported(run: Path, out: Path) -> Path:
+    folder = RunFolder(run)
+    config, regressor = folder.load()
+    formats = [Format.savedmodel, Format.litert]
+    if all(map(importlib.util.find_spec, ("tf2onnx", "onnx"))):
+        formats.append(Format.onnx)
+    precisions = [Precision.float32, Precision.float16, Precision.dynamic_int8]
+    export_run(folder, config, regressor, out, "model", formats=formats, precisions=precisions)
+    return out / "model"
+
+
+def _runners(model: Path) -> list[Runner]:
+    version = model
+    if newest := newest_version(model):
+        version = model / str(newest)
+    if not (version / "saved_model.pb").is_file():
+        raise ModelError(
+            f"{model}: found neither config.yaml nor saved_model.pb; expected the folder of a "
+            "training run or of an exported model"
+        )
+    runners = [Runner("SavedModel", version)]
+    beside = version.parent
+    runners += [Runner("LiteRT", p) for p in sorted(beside.glob(f"{version.name}-*.tflite"))]
+    onnx = beside / f"{version.name}.onnx"
+    for runtime, package in (("ONNX Runtime", "onnxruntime"), ("OpenVINO", "openvino")):
+        if onnx.is_file() and importlib.util.find_spec(package):
+            runners.append(Runner(runtime, onnx))
+    return runners
+
+
+def _size(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
