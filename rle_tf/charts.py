@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 # Of the drawn people, too: what is right, what is beside it, what is common.
 _MAIN, _OTHER, _THIRD, _GREY = "#1f77b4", "#d1495b", "#7a9e3f", "#9aa3ad"
@@ -41,7 +42,9 @@ def comparison_chart(curves: dict[str, list[list[float]]], title: str, path: Pat
         ylim=(0, None),
     )
     axes.grid(alpha=0.25)
-    axes.legend(loc="upper left", frameon=False, ncols=2)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    # Beside it: a dozen names hide a dozen curves.
+    figure.legend(loc="outside right upper", frameon=False)
     figure.savefig(path, format="png")
 
 
