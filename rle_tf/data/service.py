@@ -21,8 +21,10 @@ LOG = logging.getLogger(__name__)
 PROTOCOL = "grpc"
 # Looked for so often, and lost after so many times that nobody answers.
 LOOK_SECONDS, LOOKS = 10.0, 6
-# How dispatchers speak of a job that they never heard of.
-_FORGOTTEN = re.compile(r"\b(Iteration|Job|Dataset|Task)\b[\w ]* not found", re.IGNORECASE)
+# How dispatchers speak of what they never heard of: of one thing or another, as the question was.
+_FORGOTTEN = re.compile(
+    r"\b(Iteration|Job|Dataset|Task)\b[\w ]* not found|unknown iteration client", re.IGNORECASE
+)
 
 
 def served(batches: tf.data.Dataset, service: str, job: str) -> tf.data.Dataset:

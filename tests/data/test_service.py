@@ -14,8 +14,14 @@ import pytest
 import tensorflow as tf
 
 from rle_tf.config import load_config
-from rle_tf.data.service import check_service, served, start_dispatcher, start_worker
-from rle_tf.errors import ConfigError, DataError
+from rle_tf.data.service import (
+    check_service,
+    served,
+    start_dispatcher,
+    start_worker,
+    watched_service,
+)
+from rle_tf.errors import ConfigError, DataError, WorkerLost
 
 RECIPE = """\
 name: served
@@ -107,6 +113,27 @@ def test_what_a_service_cannot_do(tmp_path):
     for override in ("data.records=/records", "train.deterministic=true"):
         with pytest.raises(ConfigError, match="data.service: .*; expected one of"):
             load_config(path, ["data.service=grpc://a:1", override])
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Failed to get tasks: Unknown iteration client id 3000. The dispatcher is not configured to "
+        "be fault tolerant, so this could be caused by a dispatcher restart.",
+        "Iteration client id not found: 3000",
+        "Dataset 1000 not found",
+    ],
+)
+def test_what_a_dispatcher_says_that_knows_nothing_of_the_training(service, said):
+    with pytest.raises(WorkerLost, match="no longer knows of this training; checkpoints are there"):
+        with watched_service(service, "checkpoints are there"):
+            raise tf.errors.NotFoundError(None, None, said)
+
+
+def test_what_else_is_not_found(service):
+    with pytest.raises(tf.errors.NotFoundError, match="no such photograph"):
+        with watched_service(service, "checkpoints are there"):
+            raise tf.errors.NotFoundError(None, None, "no such photograph")
 
 
 def rle_tf(*arguments: str, out: Path) -> subprocess.Popen:
