@@ -118,8 +118,8 @@ def test_what_a_service_cannot_do(tmp_path):
 @pytest.mark.parametrize(
     "said",
     [
-        "Failed to get tasks: Unknown iteration client id 3000. The dispatcher is not configured to "
-        "be fault tolerant, so this could be caused by a dispatcher restart.",
+        "Failed to get tasks: Unknown iteration client id 3000. The dispatcher is not configured "
+        "to be fault tolerant, so this could be caused by a dispatcher restart.",
         "Iteration client id not found: 3000",
         "Dataset 1000 not found",
     ],
