@@ -12,11 +12,13 @@ VERSION = re.search(r'__version__ = "(.+?)"', (HERE / "rle_tf/__init__.py").read
 SERVE = ["fastapi>=0.115", "uvicorn>=0.32", "prometheus-client>=0.21"]
 SERVING = ["tensorflow-serving-api>=2.19"]
 ONNX = ["tf2onnx>=1.17", "onnxruntime>=1.20"]
+OPENVINO = ["openvino>=2025.0"]
 TORCH = ["torch>=2.7"]
 TEST = [
     *SERVE,
     *SERVING,
     *ONNX,
+    *OPENVINO,
     "pytest>=8.0",
     "pytest-xdist>=3.6",
     "opencv-python-headless>=4.9",
@@ -69,9 +71,10 @@ setup(
         "serve": SERVE,  # rle-tf serve
         "serving": SERVING,  # rle-tf export --serving, the gRPC client
         "onnx": ONNX,  # rle-tf export --format onnx
+        "openvino": OPENVINO,  # rle-tf export --format openvino
         "torch": TORCH,  # rle-tf import FILE.pth, rle-tf export --format torch
         # The comparators of benchmarks/ and of rle-tf benchmark.
-        "benchmark": [*TORCH, *ONNX, "openvino>=2025.0", "opencv-python-headless>=4.9"],
+        "benchmark": [*TORCH, *ONNX, *OPENVINO, "nncf>=3.0", "opencv-python-headless>=4.9"],
         "test": TEST,
         "dev": [*TEST, "ruff>=0.9"],
         "cuda": ["tensorflow[and-cuda]>=2.21"],

@@ -78,7 +78,7 @@ def write_dataset(
 # What each process does; it prints the seconds since its imports, and its memory.
 OURS = """
 import sys, time, tensorflow as tf
-from benchmarks.measure import peak_memory_mib
+from rle_tf.export.latency import peak_memory_mib
 from rle_tf.data.augment import Augmentation
 from rle_tf.data.coco import CocoSource
 from rle_tf.data.crops import CropFormat
@@ -93,7 +93,7 @@ print(time.perf_counter() - start, loaded, peak_memory_mib())
 """
 THEIRS = """
 import sys, time
-from benchmarks.measure import peak_memory_mib
+from rle_tf.export.latency import peak_memory_mib
 from pycocotools.coco import COCO
 start = time.perf_counter()
 COCO(sys.argv[1])

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -74,8 +73,3 @@ def machine(packages: Sequence[str] = ("tensorflow", "keras")) -> str:
     )
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
     return f"{model}, {os.cpu_count()} cores; Python {platform.python_version()}, {versions}"
-
-
-def peak_memory_mib() -> float:
-    """The most that this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -16,6 +16,7 @@ from rle_tf.export.formats import Format, Precision
 from rle_tf.export.latency import Runner, measure_latency
 from rle_tf.export.run import export_run
 from rle_tf.export.savedmodel import newest_version
+from rle_tf.files import bytes_of
 from rle_tf.models.cost import multiply_adds, parameters
 from rle_tf.run_folder import RunFolder
 from rle_tf.training import build_estimator
@@ -34,6 +35,7 @@ class Speed:
         runtime: A key of `rle_tf.export.latency.RUNTIMES`.
         file: The model's name.
         bytes: Its size.
+        peak_mib: The most memory that its process has held, with the runtime, for one crop.
         latency_ms: {threads: median for one crop}.
         crops_per_second: {batch: at most that many threads' rate}.
     """
@@ -41,6 +43,7 @@ class Speed:
     runtime: str
     file: str
     bytes: int
+    peak_mib: float
     latency_ms: dict[int, float]
     crops_per_second: dict[int, float]
 
@@ -69,7 +72,7 @@ def benchmark_model(
     batches: Sequence[int] = (1, 4, 16, 64),
     on_step: Callable[[str], None] = lambda line: None,
 ) -> list[Speed]:
-    """Times an exported model, or a run exported for it, in LiteRT, TensorFlow and where they are
+    """Times an exported model, or a run exported for it, in TensorFlow, LiteRT and where they are
     installed ONNX Runtime and OpenVINO, each in a process of its own, in turns.
 
     Args:
@@ -86,21 +89,22 @@ def benchmark_model(
             on_step("exporting")
             model = _exported(model, Path(stack.enter_context(tempfile.TemporaryDirectory())))
         runners = _runners(model)
-        latency = [{} for _ in runners]
+        latency, peaks = [{} for _ in runners], [0.0] * len(runners)
         for count in threads:
             on_step(f"one crop, {count} threads")
             found = measure_latency(runners, count, _ROUNDS, _RUNS)
-            for each, milliseconds in zip(latency, found, strict=True):
-                each[count] = milliseconds
+            for each, measured in zip(latency, found, strict=True):
+                each[count] = measured.median_ms
+            peaks = [measured.peak_mib for measured in found]
         rates = [{} for _ in runners]
         for batch in batches:
             on_step(f"{batch} crops at once")
             found = measure_latency(runners, max(threads), _ROUNDS, 2, batch)
-            for each, milliseconds in zip(rates, found, strict=True):
-                each[batch] = 1000 * batch / milliseconds
+            for each, measured in zip(rates, found, strict=True):
+                each[batch] = 1000 * batch / measured.median_ms
         return [
-            Speed(runner.runtime, runner.path.name, _size(runner.path), *measured)
-            for runner, *measured in zip(runners, latency, rates, strict=True)
+            Speed(runner.runtime, runner.path.name, bytes_of(runner.path), *measured)
+            for runner, *measured in zip(runners, peaks, latency, rates, strict=True)
         ]
 
 
@@ -151,6 +155,8 @@ def _exported(run: Path, out: Path) -> Path:
     formats = [Format.savedmodel, Format.litert]
     if all(map(importlib.util.find_spec, ("tf2onnx", "onnx"))):
         formats.append(Format.onnx)
+    if importlib.util.find_spec("openvino"):
+        formats.append(Format.openvino)
     precisions = [Precision.float32, Precision.float16, Precision.dynamic_int8]
     export_run(folder, config, regressor, out, "model", formats=formats, precisions=precisions)
     return out / "model"
@@ -168,13 +174,11 @@ def _runners(model: Path) -> list[Runner]:
     runners = [Runner("SavedModel", version)]
     beside = version.parent
     runners += [Runner("LiteRT", p) for p in sorted(beside.glob(f"{version.name}-*.tflite"))]
-    onnx = beside / f"{version.name}.onnx"
-    for runtime, package in (("ONNX Runtime", "onnxruntime"), ("OpenVINO", "openvino")):
-        if onnx.is_file() and importlib.util.find_spec(package):
-            runners.append(Runner(runtime, onnx))
+    for runtime, package, suffix in (
+        ("ONNX Runtime", "onnxruntime", ".onnx"),
+        ("OpenVINO", "openvino", ".xml"),
+    ):
+        file = beside / f"{version.name}{suffix}"
+        if file.is_file() and importlib.util.find_spec(package):
+            runners.append(Runner(runtime, file))
     return runners
-
-
-def _size(path: Path) -> int:
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())

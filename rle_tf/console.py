@@ -160,10 +160,12 @@ def print_speed(speed) -> None:
         CONSOLE.print(table)
         return
     first = speed[0]
-    table = Table("runtime", "file", "MB", title="ms of one crop, by threads; crops/s, by batch")
+    title = "ms of one crop, by threads; MiB of its process; crops/s, by batch"
+    table = Table("runtime", "file", "MB", title=title)
     for threads in first.latency_ms:
         table.add_column(f"ms, {threads}", justify="right")
     table.add_column(f"times {first.runtime}'s", justify="right")
+    table.add_column("MiB", justify="right")
     for batch in first.crops_per_second:
         table.add_column(f"/s, {batch}", justify="right")
     most = max(first.latency_ms)
@@ -174,6 +176,7 @@ def print_speed(speed) -> None:
             f"{each.bytes / 1e6:.1f}",
             *(f"{value:.2f}" for value in each.latency_ms.values()),
             f"{each.latency_ms[most] / first.latency_ms[most]:.2f}",
+            f"{each.peak_mib:.0f}",
             *(f"{value:.0f}" for value in each.crops_per_second.values()),
         )
     CONSOLE.print(table)

@@ -40,3 +40,12 @@ def write_whole(path: Path, text: str) -> None:
     """Writes a text file that is there as a whole or as it was before; errors as in `written`."""
     with written(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
+
+
+def bytes_of(model: Path) -> int:
+    """The size of an exported model: a folder's files, or a file; of OpenVINO's .xml with its
+    weights."""
+    files = model.rglob("*") if model.is_dir() else [model]
+    if model.suffix == ".xml":
+        files = [model, model.with_suffix(".bin")]
+    return sum(file.stat().st_size for file in files if file.is_file())

@@ -129,7 +129,7 @@ class RealNVP(keras.layers.Layer):
         for net in [*self.scale_nets, *self.shift_nets]:
             net.build(input_shape)
 
-    def _coupling(self, i: int) -> tfb.RealNVP:
+    def _coupling(self, i: int, one_input: bool) -> tfb.RealNVP:
         kept = self.dims // 2 if i % 2 == 0 else self.dims - self.dims // 2
         moved = self.dims - kept
         if i % 2 == 0:
@@ -137,12 +137,19 @@ class RealNVP(keras.layers.Layer):
         else:
             padding, moved_part, num_masked = [0, moved], slice(kept, None), kept
 
+        computed = []
+
         def shift_and_log_scale(kept_values, _):
+            # TFP asks once for the inverse and once more for its determinant.
+            if computed:
+                return computed[0]
             rank = kept_values.shape.rank
             masked = tf.pad(kept_values, [[0, 0]] * (rank - 1) + [padding])
             shift = self.shift_nets[i](masked)[..., moved_part]
             # Unbounded log scales sent training to NaN.
             log_scale = tf.tanh(self.scale_nets[i](masked)[..., moved_part])
+            if one_input:
+                computed.append((shift, log_scale))
             return shift, log_scale
 
         return tfb.RealNVP(num_masked=num_masked, shift_and_log_scale_fn=shift_and_log_scale)
@@ -154,8 +161,13 @@ class RealNVP(keras.layers.Layer):
         Bijectors remember results by input tensor and would not notice that the variables changed
         since, so each access builds a new chain.
         """
+        return self._chain()
+
+    def _chain(self, one_input: bool = False) -> tfb.Bijector:
+        """The bijector; one that is for `one_input` alone asks each network once."""
         # A chain applies its last bijector first.
-        return tfb.Chain([self._coupling(i) for i in reversed(range(len(self.scale_nets)))])
+        couplings = reversed(range(len(self.scale_nets)))
+        return tfb.Chain([self._coupling(i, one_input) for i in couplings])
 
     def log_prob(self, x) -> tf.Tensor:
         """Log density of x.
@@ -186,8 +198,19 @@ class RealNVP(keras.layers.Layer):
             raise ModelError(
                 f"RealNVP '{self.name}': x has shape {x.shape}, expected (..., {wanted})"
             )
-        bijector = self.bijector
-        return bijector.inverse(x), bijector.inverse_log_det_jacobian(x, event_ndims=1)
+        # Dense layers of more than two axes are several times as many operations.
+        rows = tf.reshape(x, (-1, self.dims)) if self.joints is None else x
+        bijector = self._chain(one_input=True)
+        z = bijector.inverse(rows)
+        # Of no couplings it is one number for all.
+        log_det = bijector.inverse_log_det_jacobian(rows, event_ndims=1) + tf.zeros_like(
+            rows[..., 0]
+        )
+        shape = tf.shape(x)
+        z, log_det = tf.reshape(z, shape), tf.reshape(log_det, shape[:-1])
+        z.set_shape(x.shape)
+        log_det.set_shape(x.shape[:-1])
+        return z, log_det
 
     def sample(self, n: int, seed: int) -> tf.Tensor:
         """Draws (n, D) float32 samples; the same integer seed gives the same samples."""

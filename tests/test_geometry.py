@@ -118,15 +118,31 @@ def test_decoding_is_the_reference_s(golden):
     np.testing.assert_allclose(pixels, decoded["keypoints_px"], atol=1e-3)
 
 
-def test_the_warp_samples_like_opencv():
+@pytest.mark.parametrize("rotation", [25.0, 0.0])
+def test_the_warp_samples_like_opencv(rotation):
     cv2 = pytest.importorskip("cv2")
     rng = np.random.default_rng(3)
     image = cv2.resize(rng.integers(0, 256, (12, 16, 3), np.uint8), (320, 240))
-    matrix = affine((150.0, 100.0), (200.0, 266.7), 25.0).numpy()
+    matrix = affine((150.0, 100.0), (200.0, 266.7), rotation).numpy()
     expected = cv2.warpAffine(image, matrix, (192, 256), flags=cv2.INTER_LINEAR)
     inside = cv2.warpAffine(np.full((240, 320), 255, np.uint8), matrix, (192, 256)) == 255
     found = geometry.warp(tf.constant(image), tf.constant(matrix), SIZE).numpy()
     assert np.abs(found - expected)[inside].max() <= 1.0 + 0.5  # OpenCV rounds
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_upright_crops_are_those_of_any_transform(mirrored):
+    """They are made by another operation."""
+    rng = np.random.default_rng(int(mirrored))
+    for _ in range(40):
+        image = rng.integers(0, 256, (*rng.integers(1, 60, 2), 3), dtype=np.uint8)
+        scale = rng.uniform(0.3, 4, 2) * (-1 if mirrored else 1, 1)
+        offset = rng.uniform(-60, 90, (2, 1))
+        upright = np.concatenate([np.diag(scale), offset], axis=1).astype("float32")
+        # Turned by so little that no pixel moves.
+        turned = upright + np.float32([[0, 1e-7, 0], [0, 0, 0]])
+        found, wanted = (geometry.warp(image, tf.constant(m), (64, 32)) for m in (upright, turned))
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=0.1)
 
 
 def test_warping_in_a_dataset_is_warping_eagerly():

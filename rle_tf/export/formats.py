@@ -9,6 +9,7 @@ class Format(StrEnum):
     savedmodel = "savedmodel"
     litert = "litert"
     onnx = "onnx"
+    openvino = "openvino"
     torch = "torch"
 
 

@@ -2,12 +2,14 @@
 
     python -m rle_tf.export.latency RUNTIME MODEL THREADS BATCH
 
-loads a SavedModel's folder, a .tflite or an .onnx file, and answers each number of runs on its
-standard input by a line of JSON: the milliseconds of each run.
+loads a SavedModel's folder, a .tflite, an .onnx or an OpenVINO .xml file, and answers each number
+of runs on its standard input by a line of JSON: the milliseconds of each, and the memory it took.
 """
 
 import json
 import os
+import pkgutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,7 +30,12 @@ RUNS = 20
 
 @dataclass(frozen=True)
 class Runner:
-    """An exported model, and what runs it: a key of `RUNTIMES`."""
+    """An exported model, and what runs it.
+
+    Attributes:
+        runtime: A key of `RUNTIMES`, or `module:name` of a function like those.
+        path: The file or folder that it is given.
+    """
 
     runtime: str
     path: Path
@@ -36,15 +43,31 @@ class Runner:
     @classmethod
     def of(cls, path: Path) -> "Runner":
         """By what usually runs such a file."""
-        return cls(
-            {".tflite": "LiteRT", ".onnx": "ONNX Runtime"}.get(path.suffix, "SavedModel"), path
-        )
+        usual = {".tflite": "LiteRT", ".onnx": "ONNX Runtime", ".xml": "OpenVINO"}
+        return cls(usual.get(path.suffix, "SavedModel"), path)
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Of an exported model.
+
+    Attributes:
+        rounds_ms: The median of each round's runs.
+        peak_mib: The most memory that its process, with the runtime, has held.
+    """
+
+    rounds_ms: tuple[float, ...]
+    peak_mib: float
+
+    @property
+    def median_ms(self) -> float:
+        return statistics.median(self.rounds_ms)
 
 
 def measure_latency(
     models: Sequence[Runner], threads: int, rounds: int = ROUNDS, runs: int = RUNS, batch: int = 1
-) -> list[float]:
-    """The median over all runs, in milliseconds, of each model for so many crops at once.
+) -> list[Latency]:
+    """How long each model takes for so many crops at once.
 
     The models take turns, `runs` runs each, for what else the machine does to meet all alike. Where
     the system can, each process is bound to as many processor cores as it has threads.
@@ -55,12 +78,25 @@ def measure_latency(
     with ExitStack() as stack:
         processes = [stack.enter_context(_Process(model, threads, batch)) for model in models]
         for process in processes:
-            process.run(WARM_UP_RUNS)
-        times = [[] for _ in models]
-        for _ in range(rounds):
-            for process, of_model in zip(processes, times, strict=True):
-                of_model += process.run(runs)
-    return [float(np.median(of_model)) for of_model in times]
+            process.run(max(runs, WARM_UP_RUNS // batch))
+        answers = [[process.run(runs) for process in processes] for _ in range(rounds)]
+    return [
+        Latency(
+            tuple(statistics.median(answer["ms"]) for answer in of_model), of_model[-1]["peak_mib"]
+        )
+        for of_model in zip(*answers, strict=True)
+    ]
+
+
+def peak_memory_mib() -> float:
+    """The most memory that this process has held; NaN where the system has no /proc."""
+    try:
+        with open("/proc/self/status", encoding="utf-8") as file:
+            # Not getrusage, which counts what the process had held that started this one.
+            line = next(line for line in file if line.startswith("VmHWM:"))
+    except OSError:
+        return float("nan")
+    return int(line.split()[1]) / 1024
 
 
 class _Process:
@@ -84,7 +120,7 @@ class _Process:
         self.process.communicate()
         self.log.close()
 
-    def run(self, runs: int) -> list[float]:
+    def run(self, runs: int) -> dict:
         try:
             self.process.stdin.write(f"{runs}\n")
             self.process.stdin.flush()
@@ -163,7 +199,12 @@ def _openvino(model: str, threads: int, batch: int) -> Callable[[], object]:
         batch, [None, *(axis.get_length() for axis in list(read.input(0).partial_shape)[1:])]
     )
     read.reshape({read.input(0): list(crops.shape)})
-    options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    options = {
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+        # Or processors that have 16 bits would compute in those.
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
     compiled = core.compile_model(read, "CPU", options)
     return lambda: compiled({0: crops})
 
@@ -178,14 +219,15 @@ RUNTIMES = {
 
 def _serve(runtime: str, model: str, threads: int, batch: int) -> None:
     _bind(threads)
-    run = RUNTIMES[runtime](model, threads, batch)
+    start = RUNTIMES[runtime] if runtime in RUNTIMES else pkgutil.resolve_name(runtime)
+    run = start(model, threads, batch)
     for line in sys.stdin:
         times = []
         for _ in range(int(line)):
             start = time.perf_counter()
             run()
             times.append((time.perf_counter() - start) * 1000)
-        print(json.dumps(times), flush=True)
+        print(json.dumps({"ms": times, "peak_mib": peak_memory_mib()}), flush=True)
 
 
 if __name__ == "__main__":

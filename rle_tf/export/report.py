@@ -1,5 +1,6 @@
 """What an export costs and what it is worth: size, operators, accuracy, deviation, latency."""
 
+import importlib
 import json
 import os
 import platform
@@ -24,6 +25,7 @@ from rle_tf.evaluation import (
 from rle_tf.export.latency import Runner, measure_latency
 from rle_tf.export.litert import operators
 from rle_tf.export.savedmodel import load_savedmodel, read_metadata
+from rle_tf.files import bytes_of
 from rle_tf.geometry import DEPTH_MM
 from rle_tf.run_folder import RunFolder, without_nan
 
@@ -52,7 +54,7 @@ def deployment_report(
         config, regressor: What is in it (`RunFolder.load`), or the config with other keys, such as
             where the data lies now.
         savedmodel: The version's folder that was exported from it.
-        files: `.tflite` and `.onnx` files that were converted from that.
+        files: `.tflite`, `.onnx` and OpenVINO's `.xml` files that were converted from that.
         people: How many, spread over the validation set; by default all of it.
         on_step: Called with a line about each step before it begins.
 
@@ -62,7 +64,7 @@ def deployment_report(
         people: how many.
         machine: processor and number of cores at hand.
         formats: a dict each, Keras first, then the SavedModel and the files as given:
-            format: "Keras", "SavedModel", "LiteRT" or "ONNX".
+            format: "Keras", "SavedModel", "LiteRT", "ONNX" or "OpenVINO".
             precision: of LiteRT its `Precision`, "float32" of the others.
             path: the file or folder.
             bytes: its size.
@@ -114,7 +116,7 @@ def deployment_report(
             batch_size=config.evaluate.batch_size,
         )
         reference = reference or output
-        entry["bytes"] = _size(Path(entry["path"]))
+        entry["bytes"] = bytes_of(Path(entry["path"]))
         poses = image_format.decode(output, source.records, spread)
         entry["scores"] = without_nan(source.score(poses))
         entry |= deviation(output, reference, image_format.image_size)
@@ -122,9 +124,9 @@ def deployment_report(
     exported = entries[1:]
     for threads in THREADS:
         say(f"latency at {threads} thread{'s' if threads > 1 else ''}")
-        medians = measure_latency([Runner.of(Path(each["path"])) for each in exported], threads)
-        for entry, median in zip(exported, medians, strict=True):
-            entry["latency_ms"] = {**(entry["latency_ms"] or {}), str(threads): median}
+        measured = measure_latency([Runner.of(Path(each["path"])) for each in exported], threads)
+        for entry, latency in zip(exported, measured, strict=True):
+            entry["latency_ms"] = {**(entry["latency_ms"] or {}), str(threads): latency.median_ms}
     return {
         "run": str(run.path),
         "model": str(savedmodel),
@@ -163,7 +165,7 @@ def report_table(report: dict) -> tuple[list[str], list[list[str]]]:
 
 def _file_entry(file: Path) -> dict:
     if not file.is_file():
-        raise ModelError(f"{file}: no such file; expected a .tflite or .onnx file")
+        raise ModelError(f"{file}: no such file; expected a .tflite, .onnx or .xml file")
     if file.suffix == ".tflite":
         about = file.with_suffix(".json")
         if not about.is_file():
@@ -172,12 +174,16 @@ def _file_entry(file: Path) -> dict:
             "format": "LiteRT", "precision": json.loads(about.read_text())["precision"],
             "path": str(file), "operators": operators(file), "forward": litert_forward(file),
         }  # fmt: skip
-    if file.suffix == ".onnx":
-        return {
-            "format": "ONNX", "precision": "float32", "path": str(file), "operators": None,
-            "forward": _onnx_forward(file),
-        }  # fmt: skip
-    raise ModelError(f"{file}: found the suffix '{file.suffix}'; expected .tflite or .onnx")
+    others = {".onnx": ("ONNX", _onnx_forward), ".xml": ("OpenVINO", _openvino_forward)}
+    if file.suffix not in others:
+        raise ModelError(
+            f"{file}: found the suffix '{file.suffix}'; expected .tflite, .onnx or .xml"
+        )
+    name, forward = others[file.suffix]
+    return {
+        "format": name, "precision": "float32", "path": str(file), "operators": None,
+        "forward": forward(file),
+    }  # fmt: skip
 
 
 def _savedmodel_forward(folder: Path) -> Forward:
@@ -193,21 +199,31 @@ def litert_forward(file: Path) -> Forward:
 
 
 def _onnx_forward(file: Path) -> Forward:
-    try:
-        import onnxruntime
-    except ImportError:
-        raise ModelError(
-            f"{file}: found no onnxruntime; expected the extra, which `pip install rle-tf[onnx]`"
-            " installs"
-        ) from None
+    onnxruntime = _of_extra("onnxruntime", "onnx", file)
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     names = ["mu", "sigma"]
     return lambda crops: dict(zip(names, session.run(names, {"image": crops.numpy()}), strict=True))
 
 
-def _size(path: Path) -> int:
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
+def _openvino_forward(file: Path) -> Forward:
+    openvino = _of_extra("openvino", "openvino", file)
+    options = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(str(file), "CPU", options)
+
+    def forward(crops: tf.Tensor) -> dict[str, np.ndarray]:
+        output = compiled({"image": crops.numpy()})
+        return {name: output[name] for name in ("mu", "sigma")}
+
+    return forward
+
+
+def _of_extra(package: str, extra: str, file: Path):
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        raise ModelError(
+            f"{file}: found no package {package}; expected that of: pip install 'rle-tf[{extra}]'"
+        ) from None
 
 
 def deviation(output: dict, reference: dict, image_size: tuple[int, int]) -> dict:

@@ -16,6 +16,7 @@ from rle_tf.estimator import PoseEstimator
 from rle_tf.export.formats import Format, Precision
 from rle_tf.export.litert import calibration_crops, export_litert
 from rle_tf.export.onnx import check_onnx_installed, export_onnx
+from rle_tf.export.openvino import check_openvino_installed, export_openvino
 from rle_tf.export.report import deployment_report
 from rle_tf.export.savedmodel import check_model_name, export_savedmodel, newest_version
 from rle_tf.export.serving import check_serving_installed, write_serving
@@ -38,8 +39,8 @@ def export_run(
     on_step: Callable[[str], None] | None = None,
     on_file: Callable[[Path], None] | None = None,
 ) -> list[Path]:
-    """Writes `out/NAME/VERSION`, `VERSION-PRECISION.tflite` with its JSON, `VERSION.onnx`, and
-    `VERSION.pth` with its JSON.
+    """Writes `out/NAME/VERSION`, `VERSION-PRECISION.tflite` with its JSON, `VERSION.onnx`,
+    `VERSION.xml` with its `.bin`, and `VERSION.pth` with its JSON.
 
     Args:
         run: The folder of a training run.
@@ -76,6 +77,8 @@ def export_run(
         check_serving_installed()
     if Format.onnx in formats:
         check_onnx_installed()
+    if Format.openvino in formats:
+        check_openvino_installed()
     if Format.torch in formats:
         check_torch_installed()
     name = name or config.name
@@ -129,7 +132,7 @@ def export_run(
         saved = None
         if keep and not half_weights:
             saved = kept
-        elif {Format.litert, Format.onnx} & set(formats):
+        elif {Format.litert, Format.onnx, Format.openvino} & set(formats):
             saved = export_into(Path(stack.enter_context(tempfile.TemporaryDirectory())), False)
         for precision in precisions if Format.litert in formats else ():
             say(f"converting to LiteRT, {precision}")
@@ -140,6 +143,10 @@ def export_run(
         if Format.onnx in formats:
             say("converting to ONNX")
             files.append(export_onnx(saved, model_dir / f"{version}.onnx"))
+            add(files[-1])
+        if Format.openvino in formats:
+            say("converting to OpenVINO's representation")
+            files.append(export_openvino(saved, model_dir / f"{version}.xml"))
             add(files[-1])
         if estimator:
             add(export_torch(estimator, config, model_dir / f"{version}.pth"))

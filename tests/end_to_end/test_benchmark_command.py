@@ -11,7 +11,13 @@ def test_a_model_in_each_runtime(rle_tf, tmp_path):
     sets = [part for override in overrides for part in ("--set", override)]
     rle_tf(tmp_path, "train", "demo", "--out", "run", *sets)
     said = rle_tf(tmp_path, "benchmark", "run", "--threads", "1", "--batch", "1", "--batch", "3")
-    for name in ("SavedModel", "1-float32.tflite", "1-dynamic_int8.tflite", "ONNX Runtime"):
+    for name in (
+        "SavedModel",
+        "1-float32.tflite",
+        "1-dynamic_int8.tflite",
+        "ONNX Runtime",
+        "1.xml",
+    ):
         assert name in said
     assert "/s, 3" in said and "ms, 1" in said and "nan" not in said
     said = rle_tf(tmp_path, "benchmark", "demo", *sets)

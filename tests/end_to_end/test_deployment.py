@@ -89,7 +89,7 @@ def test_every_format_says_the_same_and_the_report_measures_it(demo, rle_tf, tmp
     precisions = ["float32", "float16", "dynamic_int8", "int8"]
     printed = rle_tf(
         folder, "export", "runs/demo", "--out", tmp_path, "--report",
-        *(["--format", "savedmodel", "--format", "litert", "--format", "onnx"]),
+        *(f"--format={name}" for name in ("savedmodel", "litert", "onnx", "openvino")),
         *(option for precision in precisions for option in ("--precision", precision)),
     )  # fmt: skip
     report = json.loads((tmp_path / "demo" / "1-report.json").read_text())
@@ -97,7 +97,13 @@ def test_every_format_says_the_same_and_the_report_measures_it(demo, rle_tf, tmp
     for row in report["formats"]:
         named = row["format"] == "LiteRT"
         rows[f"LiteRT {row['precision']}" if named else row["format"]] = row
-    assert set(rows) == {"Keras", "SavedModel", "ONNX", *(f"LiteRT {p}" for p in precisions)}
+    assert set(rows) == {
+        "Keras",
+        "SavedModel",
+        "ONNX",
+        "OpenVINO",
+        *(f"LiteRT {p}" for p in precisions),
+    }
     assert all(name in printed for name in rows)
     bounds = {"LiteRT int8": 2.0, "LiteRT dynamic_int8": 2.0, "LiteRT float16": 0.1}
     for name, row in rows.items():

@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import keras
-import numpy as np
 import pytest
 
 from rle_tf.config import load_config
@@ -13,6 +12,7 @@ from rle_tf.errors import ModelError
 from rle_tf.export.latency import Runner, measure_latency
 from rle_tf.export.litert import calibration_crops, export_litert
 from rle_tf.export.onnx import export_onnx
+from rle_tf.export.openvino import export_openvino
 from rle_tf.export.report import deployment_report, report_table
 from rle_tf.export.savedmodel import export_savedmodel
 from rle_tf.models.regressor import build_regressor
@@ -59,7 +59,7 @@ def export(run: RunFolder, directory: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """A run, the SavedModel of it and three files."""
+    """A run, the SavedModel of it and four files."""
     root = tmp_path_factory.mktemp("report")
     overrides = [f"data.source.root={root / 'people'}"]
     overrides += ["data.source.train_people=18", "data.source.val_people=9"]
@@ -71,6 +71,7 @@ def exported(tmp_path_factory):
         export_litert(version, version.with_name("1-float32.tflite")),
         export_litert(version, version.with_name("1-int8.tflite"), "int8", calibration),
         export_onnx(version, version.with_name("1.onnx")),
+        export_openvino(version, version.with_name("1.xml")),
     ]
     return run, version, files
 
@@ -80,7 +81,7 @@ def report(exported):
     run, version, files = exported
     steps = []
     report = deployment_report(run, *run.load(), version, files, on_step=steps.append)
-    assert len(steps) == 5 + 2 and "latency at 1 thread" in steps
+    assert len(steps) == 6 + 2 and "latency at 1 thread" in steps
     return report
 
 
@@ -90,28 +91,29 @@ def test_formats_and_sizes(exported, report):
     found = [(entry["format"], entry["precision"]) for entry in report["formats"]]
     assert found == [
         ("Keras", "float32"), ("SavedModel", "float32"), ("LiteRT", "float32"), ("LiteRT", "int8"),
-        ("ONNX", "float32"),
+        ("ONNX", "float32"), ("OpenVINO", "float32"),
     ]  # fmt: skip
     paths = [run.regressor, version, *files]
     assert [entry["path"] for entry in report["formats"]] == [str(path) for path in paths]
     sizes = [entry["bytes"] for entry in report["formats"]]
     assert [sizes[i] for i in (0, 2, 3, 4)] == [paths[i].stat().st_size for i in (0, 2, 3, 4)]
+    assert sizes[5] == sum(files[3].with_suffix(s).stat().st_size for s in (".xml", ".bin"))
     parts = ("saved_model.pb", "variables/variables.data-00000-of-00001")
     assert sizes[1] > sum((version / part).stat().st_size for part in parts)
 
 
 def test_operators_are_those_of_litert(report):
     operators = [entry["operators"] for entry in report["formats"]]
-    assert operators[0] is operators[1] is operators[4] is None
+    assert operators[0] is operators[1] is operators[4] is operators[5] is None
     assert operators[2]["CONV_2D"] == operators[3]["CONV_2D"] == 2
     assert "QUANTIZE" in operators[3] and "QUANTIZE" not in operators[2]
 
 
 def test_accuracy_and_deviation(report):
-    keras_entry, saved, float32, int8, onnx = report["formats"]
+    keras_entry, saved, float32, int8, onnx, openvino = report["formats"]
     assert {"AP", "PCK@0.1", "error_px"} <= keras_entry["scores"].keys()
     assert keras_entry["deviation_px"] == {"mean": 0, "p95": 0, "max": 0}
-    for same in (saved, float32, onnx):
+    for same in (saved, float32, onnx, openvino):
         assert same["scores"]["error_px"] == pytest.approx(
             keras_entry["scores"]["error_px"], rel=1e-4
         )
@@ -135,7 +137,7 @@ def test_report_is_json_and_a_table(report):
     header, rows = report_table(report)
     assert {len(row) for row in rows} == {len(header)}
     assert header[:4] == ["format", "MB", "AP", "PCK@0.1"] and header[-1] == "ms, 2"
-    names = ["Keras", "SavedModel", "LiteRT float32", "LiteRT int8", "ONNX"]
+    names = ["Keras", "SavedModel", "LiteRT float32", "LiteRT int8", "ONNX", "OpenVINO"]
     assert [row[0] for row in rows] == names
     # Keras is what the others deviate from.
     assert rows[0][4:] == [""] * (len(header) - 4)
@@ -178,7 +180,7 @@ def test_depths_have_millimetres(tmp_path):
 def test_what_cannot_be_reported_on(exported, tmp_path):
     run, version, files = exported
     loaded = run.load()
-    with pytest.raises(ModelError, match=r"none\.tflite: no such file; expected a .tflite or"):
+    with pytest.raises(ModelError, match=r"none\.tflite: no such file; expected a .tflite,"):
         deployment_report(run, *loaded, version, [tmp_path / "none.tflite"])
     shutil.copy(files[0], tmp_path / "alone.tflite")
     with pytest.raises(
@@ -206,4 +208,8 @@ def test_latency_of_each_model_in_turn(exported):
     found = measure_latency(
         list(map(Runner.of, [version, *files[:2]])), threads=1, rounds=2, runs=3
     )
-    assert len(found) == 3 and all(np.isfinite(found)) and min(found) > 0
+    assert len(found) == 3
+    for latency in found:
+        assert len(latency.rounds_ms) == 2 and min(latency.rounds_ms) > 0
+        assert min(latency.rounds_ms) <= latency.median_ms <= max(latency.rounds_ms)
+        assert 10 < latency.peak_mib < 10_000

@@ -43,6 +43,7 @@ def test_what_does_not_go_together(tmp_path, asked, message):
     ("package", "asked", "extra"),
     [
         ("tf2onnx", {"formats": [Format.savedmodel, Format.onnx]}, "onnx"),
+        ("openvino", {"formats": [Format.savedmodel, Format.openvino]}, "openvino"),
         ("tensorflow_serving", {"serving": True, "precisions": [Precision.float16]}, "serving"),
     ],
 )

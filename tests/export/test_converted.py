@@ -1,4 +1,4 @@
-"""ONNX files say what the SavedModel says."""
+"""ONNX files and OpenVINO's representation say what the SavedModel says."""
 
 import sys
 
@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from rle_tf.errors import ModelError
 from rle_tf.export.onnx import export_onnx
+from rle_tf.export.openvino import export_openvino
 from rle_tf.export.savedmodel import export_savedmodel
 from rle_tf.models.regressor import build_regressor
 from rle_tf.skeletons import COCO17, H36M18
@@ -69,18 +70,37 @@ def session(exported):
     )
 
 
-@pytest.mark.parametrize("batch", [1, 5])
-def test_equals_the_saved_model_at_any_batch(exported, session, batch):
+def equals_the_saved_model(exported, found: dict[str, np.ndarray], batch: int) -> None:
     signature = tf.saved_model.load(str(exported))  # kept: a signature does not hold it
     wanted = signature.signatures["serving_default"](image=tf.constant(crops(batch)))
-    names = [output.name for output in session.get_outputs()]
-    assert set(names) == set(wanted)
-    found = dict(zip(names, session.run(None, {"image": crops(batch)}), strict=True))
+    assert set(found) == set(wanted)
     assert np.ptp(found["keypoints_px"], axis=1).min() > 0.5
     for name, value in found.items():
         assert value.dtype == np.float32 and value.shape == wanted[name].shape
         atol = {"px": 1e-2, "mm": 5e-2}.get(name[-2:], 1e-4)
         np.testing.assert_allclose(value, wanted[name], rtol=0, atol=atol, err_msg=name)
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_onnx_equals_the_saved_model_at_any_batch(exported, session, batch):
+    names = [output.name for output in session.get_outputs()]
+    found = session.run(None, {"image": crops(batch)})
+    equals_the_saved_model(exported, dict(zip(names, found, strict=True)), batch)
+
+
+@pytest.mark.slow
+def test_openvino_equals_the_saved_model_at_any_batch(exported, tmp_path):
+    openvino = pytest.importorskip("openvino")
+    path = export_openvino(exported, tmp_path / "1.xml")
+    # One model in two files, and no other is left.
+    assert {entry.name for entry in tmp_path.iterdir()} == {"1.xml", "1.bin"}
+    compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    (image,) = compiled.inputs
+    assert image.any_name == "image" and image.element_type == openvino.Type.u8
+    for batch in (1, 5):
+        output = compiled({"image": crops(batch)})
+        found = {port.any_name: value for port, value in output.items()}
+        equals_the_saved_model(exported, found, batch)
 
 
 def test_takes_uint8_and_a_free_batch(exported, session):
@@ -106,10 +126,30 @@ def test_a_graph_that_onnx_cannot_express(tmp_path):
     assert {entry.name for entry in tmp_path.iterdir()} == {"eigh", "model.onnx"}
 
 
-def test_without_the_extra(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tf2onnx", None)
-    with pytest.raises(ModelError, match=r"no package tf2onnx; .*pip install 'rle-tf\[onnx\]'"):
-        export_onnx(tmp_path, tmp_path / "model.onnx")
+@pytest.mark.slow
+def test_a_graph_that_openvino_cannot_express(tmp_path):
+    module = tf.Module()
+    module.call = tf.function(
+        lambda x: {"y": tf.linalg.eigh(x)[0]}, [tf.TensorSpec((None, 3, 3), name="x")]
+    )
+    tf.saved_model.save(module, str(tmp_path / "eigh"), {"serving_default": module.call})
+    path = tmp_path / "model.xml"
+    path.write_bytes(b"earlier")
+    with pytest.raises(ModelError, match=r"eigh: the conversion ended with status 1; expected a"):
+        export_openvino(tmp_path / "eigh", path)
+    assert path.read_bytes() == b"earlier"
+    assert {entry.name for entry in tmp_path.iterdir()} == {"eigh", "model.xml"}
+
+
+@pytest.mark.parametrize(
+    ("export", "package", "extra"),
+    [(export_onnx, "tf2onnx", "onnx"), (export_openvino, "openvino", "openvino")],
+)
+def test_without_the_extra(tmp_path, monkeypatch, export, package, extra):
+    monkeypatch.setitem(sys.modules, package, None)
+    message = rf"no package {package}; .*pip install 'rle-tf\[{extra}\]'"
+    with pytest.raises(ModelError, match=message):
+        export(tmp_path, tmp_path / "model")
 
 
 def test_what_is_no_saved_model_or_no_file(tmp_path):
@@ -118,3 +158,7 @@ def test_what_is_no_saved_model_or_no_file(tmp_path):
     (tmp_path / "saved_model.pb").write_bytes(b"")
     with pytest.raises(ModelError, match="is a folder; expected a file"):
         export_onnx(tmp_path, tmp_path)
+    with pytest.raises(ModelError, match=r"nothing: found no saved_model\.pb"):
+        export_openvino(tmp_path / "nothing", tmp_path / "model.xml")
+    with pytest.raises(ModelError, match=r"found the suffix '\.onnx'; expected \.xml"):
+        export_openvino(tmp_path, tmp_path / "model.onnx")

@@ -1,0 +1,33 @@
+"""What `import rle_tf` and `rle-tf --help` take, against importing TensorFlow and PyTorch.
+
+pip install -e ".[benchmark]"
+python -m benchmarks.start
+"""
+
+import subprocess
+import sys
+
+from benchmarks.measure import CONSOLE, in_turns, machine, show
+
+TURNS = 9
+
+
+def call(*arguments: str):
+    command = [sys.executable, *arguments]
+    return lambda: subprocess.run(command, check=True, capture_output=True)
+
+
+def main() -> None:
+    sides = {
+        "python -c pass": call("-c", "pass"),
+        "import rle_tf": call("-c", "import rle_tf"),
+        "rle-tf --help": call("-m", "rle_tf", "--help"),
+        "import tensorflow": call("-c", "import tensorflow"),
+        "import torch": call("-c", "import torch"),
+    }
+    show("A new process", in_turns(sides, TURNS), "import tensorflow", ("s", 1.0))
+    CONSOLE.print(machine(("torch", "typer")))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""What makes things fast and does not depend on the machine: operations, bytes, copies, traces."""
+
+from collections import Counter
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from rle_tf.data.crops import CropFormat
+from rle_tf.data.pipeline import evaluation_batches
+from rle_tf.data.source import Records
+from rle_tf.estimator import PoseEstimator
+from rle_tf.flow import RealNVP
+from rle_tf.losses import RLELoss
+from rle_tf.models.regressor import build_regressor
+from rle_tf.skeletons import LSP14
+
+# What a graph holds but does not compute.
+BOOKKEEPING = {"Const", "Identity", "NoOp", "Placeholder", "ReadVariableOp"}
+
+
+def operations(graph: tf.Graph) -> Counter:
+    """Of a graph and of the functions in it."""
+    definition = graph.as_graph_def()
+    nodes = [*definition.node, *(n for f in definition.library.function for n in f.node_def)]
+    return Counter(node.op for node in nodes if node.op not in BOOKKEEPING)
+
+
+@pytest.mark.parametrize(("dims", "most"), [(2, 331), (3, 331)])
+def test_operations_of_the_flow(dims, most):
+    flow = RealNVP(dims)
+    points = tf.TensorSpec((None, 17, dims))
+    graph = tf.function(flow.log_prob).get_concrete_function(points).graph
+    found = operations(graph)
+    # Six couplings, each with two networks of three layers.
+    assert found["MatMul"] + found["BatchMatMulV2"] == 36
+    assert found.total() <= most, found
+
+
+def estimator_and_samples():
+    keras.utils.set_random_seed(0)
+    image = keras.Input((32, 32, 3))
+    x = keras.layers.Conv2D(8, 3, 4, "same", activation="relu")(image)
+    regressor = build_regressor(keras.Model(image, x), LSP14, 2, (32, 32))
+    estimator = PoseEstimator(regressor, RLELoss(RealNVP(2, layers=2, hidden=8)))
+    estimator.compile("adam")
+    joints = np.random.default_rng(0).uniform(-0.5, 0.5, (24, 14, 2)).astype("float32")
+    images = np.zeros((24, 32, 32, 3), "float32")
+    return estimator, images, {"keypoints": joints, "weight": np.ones_like(joints)}
+
+
+def test_a_training_is_traced_once_and_brings_back_numbers_alone(monkeypatch):
+    estimator, images, target = estimator_and_samples()
+    graphs, step = [], estimator.train_step
+
+    def traced(data):
+        logs = step(data)
+        # What goes to the device and what comes back.
+        assert len(tf.nest.flatten(data)) == 3
+        assert all(value.shape.rank == 0 for value in logs.values()), logs
+        graphs.append(tf.compat.v1.get_default_graph())
+        return logs
+
+    monkeypatch.setattr(estimator, "train_step", traced)
+    estimator.fit(images, target, batch_size=8, epochs=3, verbose=0)
+    estimator.fit(images, target, batch_size=8, verbose=0)
+    (graph,) = graphs
+    found = operations(graph)
+    assert not {"PyFunc", "EagerPyFunc", "PyFuncStateless", "PrintV2"} & found.keys()
+
+
+def bytes_read() -> int:
+    """By this process so far, also of what the system had in memory."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("rchar")).split()[1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="needs Linux, which counts them")
+def test_a_photograph_is_read_once_for_a_sample(tmp_path):
+    rng = np.random.default_rng(0)
+    paths = [str(tmp_path / f"{number}.jpg") for number in range(12)]
+    for path in paths:
+        noise = rng.integers(0, 256, (300, 400, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(path, quality=95)
+    size = sum(Path(path).stat().st_size for path in paths)
+    assert size > 1e6
+    records = Records(
+        image_paths=np.array(paths, object),
+        image_wh=np.tile(np.int32([400, 300]), (12, 1)),
+        boxes_xyxy=np.tile([100.0, 50.0, 250.0, 290.0], (12, 1)),
+        keypoints=rng.uniform(100, 250, (12, 14, 2)).astype("float32"),
+        labelled=np.ones((12, 14), bool),
+        cameras=np.full((12, 5), np.nan),
+        areas=np.ones(12),
+        image_ids=np.arange(12),
+        person_ids=np.arange(12),
+        box_scores=np.zeros(12),
+    )
+    crops = CropFormat((64, 64), (0.5,) * 3, (0.5,) * 3)
+    batches = evaluation_batches(records, LSP14, crops, batch_size=4)
+    before = bytes_read()
+    assert sum(len(image) for image, _ in batches) == 12
+    assert size <= bytes_read() - before < 1.05 * size
