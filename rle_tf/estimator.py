@@ -10,6 +10,7 @@ import tensorflow as tf
 from rle_tf.errors import ModelError
 from rle_tf.flow import RealNVP
 from rle_tf.losses import MapLoss, PoseLoss
+from rle_tf.models.batch_norm import fuse
 
 # In unit coordinates, as is usual for regression heads: 5 % of the crop's sides, 100 mm.
 PCK_THRESHOLD = 0.05
@@ -70,6 +71,7 @@ class PoseEstimator(keras.Model):
         self.joint_weights = None if joint_weights is None else tuple(map(float, joint_weights))
         self.map_weight = map_weight
         self._map_loss = MapLoss()
+        fuse(regressor)
         # In a closure, which Keras does not look into: the layers are the regressor's own.
         maps_taught = map_weight or loss.of_maps
         self._forward = _with_scores(regressor) if maps_taught else regressor.__call__
