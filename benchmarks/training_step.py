@@ -9,6 +9,7 @@ steps in turns with the others'. `--batch`, `--size HEIGHT WIDTH` and `--threads
 
 import argparse
 
+import rle_tf  # isort: skip  # before TensorFlow, for oneDNN's kernels
 import keras
 import numpy as np
 import tensorflow as tf
@@ -90,6 +91,7 @@ def main() -> None:
 
     torch.set_num_threads(options.threads)
     tf.config.threading.set_intra_op_parallelism_threads(options.threads)
+    CONSOLE.print(f"rle_tf {rle_tf.__version__}")
     size, count = tuple(options.size), options.batch
     title = f"ResNet-50, {size[0]}x{size[1]}, batch {count}, {options.threads} threads"
 

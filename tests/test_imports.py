@@ -1,6 +1,7 @@
 """The house has floors: a module imports from its own and from lower ones."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -136,3 +137,15 @@ def test_help_does_not_wait_for_tensorflow(module):
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("value", [None, "0"])
+def test_importing_turns_onednn_on_unless_told_otherwise(value):
+    environment = {k: v for k, v in os.environ.items() if k != "TF_ENABLE_ONEDNN_OPTS"}
+    if value:
+        environment["TF_ENABLE_ONEDNN_OPTS"] = value
+    code = "import rle_tf, os; print(os.environ['TF_ENABLE_ONEDNN_OPTS'])"
+    said = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert said.stdout.strip() == (value or "1")
