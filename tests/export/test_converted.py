@@ -1,6 +1,7 @@
 """ONNX files and OpenVINO's representation say what the SavedModel says."""
 
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -112,12 +113,17 @@ def test_takes_uint8_and_a_free_batch(exported, session):
     assert path.stat().st_mode == (exported / "saved_model.pb").stat().st_mode
 
 
-def test_a_graph_that_onnx_cannot_express(tmp_path):
+def save_eigenvalues(folder: Path) -> None:
+    """A SavedModel of an operation that other formats do not have."""
     module = tf.Module()
     module.call = tf.function(
         lambda x: {"y": tf.linalg.eigh(x)[0]}, [tf.TensorSpec((None, 3, 3), name="x")]
     )
-    tf.saved_model.save(module, str(tmp_path / "eigh"), {"serving_default": module.call})
+    tf.saved_model.save(module, str(folder), {"serving_default": module.call})
+
+
+def test_a_graph_that_onnx_cannot_express(tmp_path):
+    save_eigenvalues(tmp_path / "eigh")
     path = tmp_path / "model.onnx"
     path.write_bytes(b"earlier")
     with pytest.raises(ModelError, match=r"eigh: cannot be conv.*\n.*SelfAdjointEigV2"):
@@ -128,11 +134,7 @@ def test_a_graph_that_onnx_cannot_express(tmp_path):
 
 @pytest.mark.slow
 def test_a_graph_that_openvino_cannot_express(tmp_path):
-    module = tf.Module()
-    module.call = tf.function(
-        lambda x: {"y": tf.linalg.eigh(x)[0]}, [tf.TensorSpec((None, 3, 3), name="x")]
-    )
-    tf.saved_model.save(module, str(tmp_path / "eigh"), {"serving_default": module.call})
+    save_eigenvalues(tmp_path / "eigh")
     path = tmp_path / "model.xml"
     path.write_bytes(b"earlier")
     with pytest.raises(ModelError, match=r"eigh: the conversion ended with status 1; expected a"):
