@@ -219,8 +219,8 @@ RUNTIMES = {
 
 def _serve(runtime: str, model: str, threads: int, batch: int) -> None:
     _bind(threads)
-    start = RUNTIMES[runtime] if runtime in RUNTIMES else pkgutil.resolve_name(runtime)
-    run = start(model, threads, batch)
+    prepare = RUNTIMES[runtime] if runtime in RUNTIMES else pkgutil.resolve_name(runtime)
+    run = prepare(model, threads, batch)
     for line in sys.stdin:
         times = []
         for _ in range(int(line)):

@@ -1,7 +1,6 @@
 """ONNX files and OpenVINO's representation say what the SavedModel says."""
 
 import sys
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -113,34 +112,30 @@ def test_takes_uint8_and_a_free_batch(exported, session):
     assert path.stat().st_mode == (exported / "saved_model.pb").stat().st_mode
 
 
-def save_eigenvalues(folder: Path) -> None:
-    """A SavedModel of an operation that other formats do not have."""
+@pytest.mark.parametrize(
+    ("export", "name", "message"),
+    [
+        (export_onnx, "model.onnx", r"eigh: cannot be conv.*\n.*SelfAdjointEigV2"),
+        pytest.param(
+            export_openvino,
+            "model.xml",
+            r"eigh: the conversion ended with status 1; expected a graph that OpenVINO's",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_a_graph_that_cannot_be_expressed(tmp_path, export, name, message):
     module = tf.Module()
     module.call = tf.function(
         lambda x: {"y": tf.linalg.eigh(x)[0]}, [tf.TensorSpec((None, 3, 3), name="x")]
     )
-    tf.saved_model.save(module, str(folder), {"serving_default": module.call})
-
-
-def test_a_graph_that_onnx_cannot_express(tmp_path):
-    save_eigenvalues(tmp_path / "eigh")
-    path = tmp_path / "model.onnx"
+    tf.saved_model.save(module, str(tmp_path / "eigh"), {"serving_default": module.call})
+    path = tmp_path / name
     path.write_bytes(b"earlier")
-    with pytest.raises(ModelError, match=r"eigh: cannot be conv.*\n.*SelfAdjointEigV2"):
-        export_onnx(tmp_path / "eigh", path)
+    with pytest.raises(ModelError, match=message):
+        export(tmp_path / "eigh", path)
     assert path.read_bytes() == b"earlier"
-    assert {entry.name for entry in tmp_path.iterdir()} == {"eigh", "model.onnx"}
-
-
-@pytest.mark.slow
-def test_a_graph_that_openvino_cannot_express(tmp_path):
-    save_eigenvalues(tmp_path / "eigh")
-    path = tmp_path / "model.xml"
-    path.write_bytes(b"earlier")
-    with pytest.raises(ModelError, match=r"eigh: the conversion ended with status 1; expected a"):
-        export_openvino(tmp_path / "eigh", path)
-    assert path.read_bytes() == b"earlier"
-    assert {entry.name for entry in tmp_path.iterdir()} == {"eigh", "model.xml"}
+    assert {entry.name for entry in tmp_path.iterdir()} == {"eigh", name}
 
 
 @pytest.mark.parametrize(
