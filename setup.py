@@ -54,6 +54,7 @@ setup(
         "tensorflow-probability>=0.25",
         "tf-keras>=2.21",  # tensorflow-probability 0.25 does not import without it
         "numpy>=1.26",
+        "orjson>=3.9",
         "pycocotools>=2.0.8",
         "pydantic>=2.10",
         "ruamel.yaml>=0.18",

@@ -6,7 +6,6 @@ import tempfile
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 
 from rle_tf.commands.options import (
@@ -130,6 +129,8 @@ def flow(
     its own that is of all of them, and another picture has each.
     """
     start_tensorflow()
+    import numpy as np
+
     from rle_tf.calibration import Density
     from rle_tf.charts import density_chart, joint_densities_chart
     from rle_tf.run_folder import RunFolder

@@ -8,7 +8,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 
 from rle_tf.commands.models import export_run_folder
@@ -54,6 +53,8 @@ def demo(
     Needs no data. An interrupted demo goes on where it stopped.
     """
     start_tensorflow()
+    import numpy as np
+
     from rle_tf.callbacks import draw_people
     from rle_tf.config import load_config
     from rle_tf.run_folder import RunFolder

@@ -7,32 +7,50 @@ import os
 import re
 import sys
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
+import orjson
 
 from rle_tf.errors import DataError
 from rle_tf.geometry import clip_boxes
 
 
-def read_json(path: Path, kind: type, expected: str):
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; expected {expected}")
-    # Millions of objects, all of which stay: to look for garbage among them takes a third longer.
+@contextmanager
+def no_garbage():
+    """While millions of objects are made that all stay: to look for garbage among them again and
+    again takes as long as to make them."""
     collects = gc.isenabled()
     gc.disable()
     try:
-        value = json.loads(path.read_bytes())
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+def read_json(path: Path, kind: type, expected: str):
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; expected {expected}")
+    try:
+        with no_garbage():
+            value = _parsed(path.read_bytes())
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); expected {expected}") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON ({error}); expected {expected}") from None
-    finally:
-        if collects:
-            gc.enable()
     if not isinstance(value, kind):
         raise DataError(f"{path}: holds a {type(value).__name__}; expected {expected}")
     return value
+
+
+def _parsed(content: bytes):
+    try:
+        return orjson.loads(content)
+    except orjson.JSONDecodeError:
+        # Python's own takes NaN and UTF-16, too, and whoever reads the value can name the entry.
+        return json.loads(content)
 
 
 def is_number(value) -> bool:

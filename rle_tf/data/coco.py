@@ -16,6 +16,7 @@ from rle_tf.data.annotations import (
     image_columns,
     is_id,
     is_number,
+    no_garbage,
     read_detections,
     read_image_table,
     read_json,
@@ -76,6 +77,10 @@ class CocoSource:
                 "skeleton with them"
             )
 
+        self._load()
+
+    @no_garbage()
+    def _load(self) -> None:
         dataset = read_json(self.annotations, dict, "a COCO keypoint dataset")
         for key in ("images", "annotations", "categories"):
             if not isinstance(dataset.get(key), list):
