@@ -1,11 +1,11 @@
 """From the full COCO annotations to the first batch, against what pycocotools takes to load them.
 
     python -m benchmarks.annotations PATH/TO/coco2017_pose_labels_normalized.npz
-    python -m benchmarks.annotations PATH/TO/... --growth
+    python -m benchmarks.annotations PATH/TO/... --growth docs/growth.png
 
 The labels are made into COCO's JSON (149,813 people of 56,599 images), every image is a link to one
 grey photograph. Each side runs in a process of its own, in turns; with --growth ours alone, on
-people in number from a thousand to a million.
+people in number from a thousand to a million, and a picture of it.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 from rich.table import Table
@@ -111,11 +112,11 @@ def run(code: str, path: Path) -> tuple[float, float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("labels", type=Path)
-    parser.add_argument("--growth", action="store_true")
+    parser.add_argument("--growth", type=Path, metavar="PICTURE")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         if options.growth:
-            growth(options.labels, Path(name))
+            growth(options.labels, Path(name), options.growth)
         else:
             against_pycocotools(options.labels, Path(name))
 
@@ -133,14 +134,31 @@ def against_pycocotools(labels: Path, folder: Path) -> None:
         CONSOLE.print(f"{name}: at most {max(each[2] for each in values):.0f} MiB")
 
 
-def growth(labels: Path, folder: Path) -> None:
+def growth(labels: Path, folder: Path, picture: Path) -> None:
+    counts = (10**3, 10**4, 10**5, 10**6)
     table = Table("people", "s to the records", "s to the first batch", "MiB", title=machine())
-    for people in (10**3, 10**4, 10**5, 10**6):
+    found = []
+    for people in counts:
         own = folder / str(people)
         own.mkdir()
         seconds, loaded, memory = run(OURS, write_dataset(labels, own, people))
         table.add_row(f"{people:,}", f"{loaded:.2f}", f"{seconds:.2f}", f"{memory:.0f}")
+        found.append((loaded, seconds, memory))
     CONSOLE.print(table)
+    loaded, seconds, memory = np.array(found).T
+    figure, (time, space) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    time.loglog(counts, seconds, "o-", label="first batch")
+    time.loglog(counts, loaded, "o-", label="records")
+    time.set_ylabel("seconds")
+    # TensorFlow takes most of the memory of the smallest.
+    space.loglog(counts, memory, "o-", label="process")
+    space.loglog(counts[1:], memory[1:] - memory[0], "o-", label="more than with a thousand")
+    space.set_ylabel("MiB, at most")
+    for axes, last in ((time, loaded[-1]), (space, memory[-1] - memory[0])):
+        axes.loglog(counts, last * np.array(counts) / counts[-1], "k:", label="linear")
+        axes.set_xlabel("people")
+        axes.legend()
+    figure.savefig(picture, dpi=110)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -9,8 +10,10 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from rle_tf.data.augment import Augmentation
 from rle_tf.data.crops import CropFormat
 from rle_tf.data.pipeline import evaluation_batches
+from rle_tf.data.records import PackedPeople, write_records
 from rle_tf.data.source import Records
 from rle_tf.estimator import PoseEstimator
 from rle_tf.flow import RealNVP
@@ -78,15 +81,19 @@ def bytes_read() -> int:
     return int(next(line for line in lines if line.startswith("rchar")).split()[1])
 
 
-@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="needs Linux, which counts them")
-def test_a_photograph_is_read_once_for_a_sample(tmp_path):
+linux = pytest.mark.skipif(
+    not Path("/proc/self/io").exists(), reason="needs Linux, which counts what is read"
+)
+
+
+@pytest.fixture
+def source(tmp_path):
+    """Twelve people, each in a photograph of noise, the largest that there are."""
     rng = np.random.default_rng(0)
     paths = [str(tmp_path / f"{number}.jpg") for number in range(12)]
     for path in paths:
         noise = rng.integers(0, 256, (300, 400, 3), dtype=np.uint8)
         Image.fromarray(noise).save(path, quality=95)
-    size = sum(Path(path).stat().st_size for path in paths)
-    assert size > 1e6
     records = Records(
         image_paths=np.array(paths, object),
         image_wh=np.tile(np.int32([400, 300]), (12, 1)),
@@ -99,8 +106,31 @@ def test_a_photograph_is_read_once_for_a_sample(tmp_path):
         person_ids=np.arange(12),
         box_scores=np.zeros(12),
     )
-    crops = CropFormat((64, 64), (0.5,) * 3, (0.5,) * 3)
-    batches = evaluation_batches(records, LSP14, crops, batch_size=4)
+    return SimpleNamespace(records=records, skeleton=LSP14, parts=(12,))
+
+
+CROPS = CropFormat((64, 64), (0.5,) * 3, (0.5,) * 3)
+
+
+@linux
+def test_a_photograph_is_read_once_for_a_sample(source):
+    size = sum(Path(path).stat().st_size for path in source.records.image_paths)
+    assert size > 1e6
+    batches = evaluation_batches(source.records, LSP14, CROPS, batch_size=4)
     before = bytes_read()
     assert sum(len(image) for image, _ in batches) == 12
     assert size <= bytes_read() - before < 1.05 * size
+
+
+@linux
+def test_a_record_is_read_once_for_a_sample(source, tmp_path):
+    folder = tmp_path / "records"
+    write_records(source, CROPS, Augmentation(), str(folder), shards=1)
+    size = sum(path.stat().st_size for path in folder.glob("*.tfrecord*"))
+    assert size > 5e5
+    people, epochs = PackedPeople(str(folder)), 8
+    batches = people.batches(CROPS, Augmentation(), batch_size=4, seed=0)
+    before = bytes_read()
+    assert sum(len(image) for image, _ in batches.take(3 * epochs)) == 12 * epochs
+    # The next epoch is read ahead, and nothing more.
+    assert epochs * size <= bytes_read() - before < 1.01 * (epochs + 1) * size
