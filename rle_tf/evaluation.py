@@ -69,7 +69,7 @@ def forward_function(
         return output | {"mu": output["mu"] - shift}
 
     # One signature for all batches, so that the last, smaller one is not traced anew.
-    @tf.function(input_signature=[tf.TensorSpec(regressor.input_shape)])
+    @tf.function(input_signature=[tf.TensorSpec(regressor.input_shape)], autograph=False)
     def forward(inputs):
         if flip_test:
             return both(inputs, input_format.mirror(inputs, permutation))

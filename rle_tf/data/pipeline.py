@@ -67,6 +67,11 @@ class Shard:
 ONE_REPLICA = Shard()
 
 
+# AutoGraph would look through all that they call for Python's `if` and `for` on tensors, of which
+# there are none: two seconds before the first batch.
+as_written = tf.autograph.experimental.do_not_convert
+
+
 def epoch_size(parts: Sequence[int]) -> int:
     """Samples an epoch: the largest part once, and as many of each of the others."""
     return len(parts) * max(parts)
@@ -117,6 +122,7 @@ def training_batches(
         )
     drawn = _drawing(parts, seed, input_format)
 
+    @as_written
     def sample(number: tf.Tensor):
         row, draws, sample_seed = drawn(number)
         person = tf.nest.map_structure(lambda column: column[row], columns)
@@ -234,6 +240,7 @@ def evaluation_batches(
     """
     columns = _columns(records, input_format)
 
+    @as_written
     def sample(row: tf.Tensor):
         person = tf.nest.map_structure(lambda column: column[row], columns)
         return input_format.example(person, skeleton, None, None, None)

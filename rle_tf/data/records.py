@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rle_tf.data.augment import Augmentation, reach
 from rle_tf.data.crops import REGION_MARGIN_PX, CropFormat, read_region
-from rle_tf.data.pipeline import ONE_REPLICA, Shard, chance, named_image_errors
+from rle_tf.data.pipeline import ONE_REPLICA, Shard, as_written, chance, named_image_errors
 from rle_tf.data.source import InputFormat, Records, Source
 from rle_tf.errors import ConfigError, DataError
 from rle_tf.skeleton_file import read_skeleton, skeleton_content
@@ -210,6 +210,7 @@ def _write_shard(path, source, rows, crop_format, augmentation, quality) -> None
     records = source.records.take(rows)
     columns = crop_format.columns(records)
 
+    @as_written
     def pack(row: tf.Tensor):
         person = tf.nest.map_structure(lambda column: column[row], columns)
         seen_low, seen_high = reach(
@@ -394,6 +395,7 @@ class PackedPeople:
         """
         self.check(crop_format, augmentation)
 
+        @as_written
         def sample(number: tf.Tensor, record: tf.Tensor):
             person = self._parse(record, crop_format)
             draws, sample_seed = chance(number, seed, crop_format)

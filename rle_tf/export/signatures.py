@@ -33,7 +33,9 @@ def float32_network(regressor: keras.Model, half_weights: bool = False) -> Netwo
     twin = _float32_twin(regressor)
     signature = [tf.TensorSpec(regressor.input_shape)]
     if not half_weights:
-        return tf.function(lambda network_input: twin(network_input, training=False), signature)
+        return tf.function(
+            lambda network_input: twin(network_input, training=False), signature, autograph=False
+        )
     twin.trainable = True  # also what was frozen, whose kernels are large
     halves = []
     for variable in twin.trainable_variables:
@@ -54,7 +56,7 @@ def float32_network(regressor: keras.Model, half_weights: bool = False) -> Netwo
         output, _ = twin.stateless_call(values, others, network_input, training=False)
         return output
 
-    return tf.function(network, signature)
+    return tf.function(network, signature, autograph=False)
 
 
 def _density(output: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
