@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import io
 import json
 import math
@@ -279,6 +280,15 @@ def test_bad_detections_are_named(write_coco, entries, parts):
 
 
 # ---- files that cannot be used
+
+
+def test_reading_leaves_the_collector_of_garbage_on(write_coco, tmp_path):
+    annotations, images = write_coco()
+    CocoSource(annotations, images)
+    assert gc.isenabled()
+    with pytest.raises(DataError):
+        CocoSource(annotations, tmp_path / "absent")
+    assert gc.isenabled()
 
 
 def test_a_missing_annotation_file_is_named(write_coco):
