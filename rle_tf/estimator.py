@@ -195,12 +195,12 @@ class PoseEstimator(keras.Model):
     def _execution(self, step, count: int):
         strategy = self.distribute_strategy
 
-        @tf.function(autograph=False, reduce_retracing=True, jit_compile=self.jit_compile)
+        @tf.function(reduce_retracing=True, jit_compile=self.jit_compile)
         def one(data):
             logs = strategy.run(step, args=(data,))
             return {key: strategy.reduce("MEAN", value, axis=0) for key, value in logs.items()}
 
-        @tf.function(autograph=False, reduce_retracing=True)
+        @tf.function(reduce_retracing=True)
         def execution(iterator):
             for _ in range(count):
                 logs = one(iterator.get_next())
