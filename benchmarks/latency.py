@@ -3,25 +3,27 @@
     pip install -e ".[benchmark]"
     python -m benchmarks.latency
 
-ResNet-50 at 256x192 with random weights: in float32, in int8, for many crops at once, and against
-the heatmap model of the same backbone (SimpleBaseline). Pixels in, keypoints out. Each side is a
-process of its own, bound to as many cores as it has threads, and all take turns.
+ResNet-50 at 256x192 with random weights: in float32, in int8, in bfloat16 (with a profile), for
+many crops at once, and against the heatmap model of the same backbone (SimpleBaseline). Pixels in,
+keypoints out. Each side is a process of its own, bound to as many cores as it has threads, and all
+take turns.
 """
 
 import argparse
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.measure import CONSOLE, Times, machine, show
+from benchmarks.measure import CONSOLE, Times, machine, profile, show
 from rle_tf.export.latency import Runner, measure_latency
 
 ROUNDS, RUNS = 9, 5
 NORMAL = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-QUESTIONS = ("float32", "int8", "heatmaps", "throughput")
+QUESTIONS = ("float32", "int8", "bfloat16", "heatmaps", "throughput")
 
 
 def torch_runtime(compiled: bool, model: str, threads: int, batch: int) -> Callable[[], object]:
@@ -51,6 +53,45 @@ def torch_runtime(compiled: bool, model: str, threads: int, batch: int) -> Calla
 
 
 eager, compiled = partial(torch_runtime, False), partial(torch_runtime, True)
+
+
+def keras_runtime(policy: str, size: str, threads: int, batch: int) -> Callable[[], object]:
+    """A regressor as it is trained; exports compute in float32, whatever that was. TensorFlow has a
+    thread for each core that its process is bound to."""
+    import keras
+    import tensorflow as tf
+
+    from rle_tf.models.regressor import build_regressor
+    from rle_tf.skeletons import COCO17
+
+    keras.utils.set_random_seed(0)
+    keras.config.set_dtype_policy(policy)
+    regressor = build_regressor("resnet50", COCO17, 2, tuple(map(int, size.split("x"))))
+    forward = tf.function(lambda image: regressor(image, training=False))
+    image = tf.random.normal((batch, *regressor.input_shape[1:]))
+    return lambda: forward(image)["mu"].numpy()
+
+
+keras_float32 = partial(keras_runtime, "float32")
+keras_bfloat16 = partial(keras_runtime, "mixed_bfloat16")
+
+
+def openvino_bfloat16(model: str, threads: int, batch: int) -> Callable[[], object]:
+    """OpenVINO as it is by default on processors that have such numbers."""
+    import openvino  # of the extra
+
+    core = openvino.Core()
+    read = core.read_model(model)
+    shape = [batch, *(axis.get_length() for axis in list(read.input(0).partial_shape)[1:])]
+    read.reshape({read.input(0): shape})
+    options = {
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "bf16",
+    }
+    compiled = core.compile_model(read, "CPU", options)
+    crops = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    return lambda: compiled({0: crops})
 
 
 def export(head: str, size: tuple[int, int], folder: Path, deconvolutions: int = 0) -> Path:
@@ -142,6 +183,18 @@ def main() -> None:
         if "int8" in options.questions:
             quantised = {"LiteRT float32": sides["LiteRT"], **int8(saved, size)}
             timed(f"{title}: int8", quantised, "LiteRT int8", options.threads)
+        if "bfloat16" in options.questions:
+            pairs = {
+                "Keras": Runner("benchmarks.latency:keras_float32", place),
+                "Keras, bfloat16": Runner("benchmarks.latency:keras_bfloat16", place),
+                "OpenVINO": sides["OpenVINO"],
+                "OpenVINO, bfloat16": replace(
+                    sides["OpenVINO"], runtime="benchmarks.latency:openvino_bfloat16"
+                ),
+            }
+            timed(f"{title}: 16 bits", pairs, "Keras", options.threads)
+            for kind, forward in ("float32", keras_float32), ("bfloat16", keras_bfloat16):
+                profile(f"Keras, {kind}", forward(str(place), options.threads, 1), rows=8)
         if "heatmaps" in options.questions:
             other = runners(export("heatmap", size, Path(name), 3), place / "Heatmaps")
             for runtime in ("LiteRT", "OpenVINO", "PyTorch, eager"):

@@ -3,10 +3,13 @@
 import os
 import platform
 import statistics
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -58,6 +61,44 @@ def show(title: str, times: dict[str, Times], against: str, unit: tuple[str, flo
         middle, least, most = each.ratio(times[against])
         shown = (f"{each.median * unit[1]:.3g}", f"{middle:.2f}", f"{least:.2f} to {most:.2f}")
         table.add_row(name, *shown)
+    CONSOLE.print(table)
+
+
+def profile(title: str, call: Callable[[], object], each: int = 1, rows: int = 15) -> None:
+    """A table of the operations that a call spends most in, by TensorFlow's profiler.
+
+    Args:
+        title: Of the table.
+        call: Called twice before, for that is when graphs are built and kernels chosen.
+        each: What times and counts are divided by: the images of a call, say.
+        rows: Of the table.
+
+    Milliseconds are those of all threads together.
+    """
+    import tensorflow as tf
+    from tensorflow.tsl.profiler.protobuf import xplane_pb2
+
+    call()
+    call()
+    with tempfile.TemporaryDirectory() as folder:
+        tf.profiler.experimental.start(folder)
+        call()
+        tf.profiler.experimental.stop()
+        (file,) = Path(folder).rglob("*.xplane.pb")
+        space = xplane_pb2.XSpace.FromString(file.read_bytes())
+    spent, count = Counter(), Counter()
+    for plane in space.planes:
+        names = {key: value.name for key, value in plane.event_metadata.items()}
+        for event in (event for line in plane.lines for event in line.events):
+            # An operation is "its name:its kind", and what runs operations "a::b".
+            name, colon, kind = names[event.metadata_id].rpartition(":")
+            if colon and kind.isidentifier() and ":" not in name and name:
+                spent[kind] += event.duration_ps / 1e9
+                count[kind] += 1
+    table = Table("operation", "ms", "calls", title=f"{title}\n{machine()}", box=None)
+    for kind, ms in spent.most_common(rows):
+        table.add_row(kind, f"{ms / each:.3g}", f"{count[kind] / each:.3g}")
+    table.add_row("all", f"{spent.total() / each:.3g}", "")
     CONSOLE.print(table)
 
 

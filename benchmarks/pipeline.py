@@ -5,7 +5,8 @@ DataLoader, and against decoding the part of the photograph that a person needs.
     python -m benchmarks.pipeline PATH/TO/coco
 
 The paper's augmentation at 256x192, batches of 32. Each side runs in a process of its own that is
-bound to one core (`--cores` for more), and all take turns.
+bound to one core (`--cores` for more), and all take turns. `--profile` shows instead in what
+operations ours spends an image's time.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.measure import CONSOLE, Times, machine, show
+from benchmarks.measure import CONSOLE, Times, machine, profile, show
 
 TURNS, WARM_UP, BATCHES, BATCH = 7, 2, 20, 32
 SIZE = (256, 192)
@@ -84,14 +85,18 @@ def regions(source):
     return dataset.batch(BATCH).prefetch(2)
 
 
+def take(made: Iterator) -> None:
+    for _ in range(BATCHES):
+        next(made)
+
+
 def serve(side: str, root: str, records: str, cores: int) -> None:
     """Answers each line on the standard input by the seconds that some batches took."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     made = batches(side, root, records, cores)
     for _ in sys.stdin:
         start = time.perf_counter()
-        for _ in range(BATCHES):
-            next(made)
+        take(made)
         print(json.dumps(time.perf_counter() - start), flush=True)
 
 
@@ -99,11 +104,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("root")
     parser.add_argument("--cores", type=int, default=1)
+    parser.add_argument("--profile", action="store_true")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--records", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
         serve(options.side, options.root, options.records, options.cores)
+        return
+    if options.profile:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.cores])
+        made = batches(SIDES[1], options.root, "", options.cores)
+        title = f"{SIDES[1]}: ms an image, {options.cores} cores"
+        profile(title, lambda: take(made), each=BATCHES * BATCH, rows=20)
         return
     from rle_tf.data.augment import Augmentation
     from rle_tf.data.records import write_records

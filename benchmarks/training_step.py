@@ -4,7 +4,8 @@
     python -m benchmarks.training_step
 
 ResNet-50 at 256x192, forward, loss, backward and Adam on a batch that stays in memory, each side's
-steps in turns with the others'. `--batch`, `--size HEIGHT WIDTH` and `--threads` change that.
+steps in turns with the others'. `--batch`, `--size HEIGHT WIDTH` and `--threads` change that;
+`--profile` shows instead in what operations a step of ours spends its time, in both precisions.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from benchmarks.measure import CONSOLE, in_turns, machine, show
+from benchmarks.measure import CONSOLE, in_turns, machine, profile, show
 from rle_tf.estimator import PoseEstimator
 from rle_tf.flow import RealNVP
 from rle_tf.losses import L1Loss, PoseLoss, RLELoss
@@ -86,14 +87,20 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", type=int, nargs=2, default=(256, 192))
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--profile", action="store_true")
     options = parser.parse_args()
-    import torch  # of the extra
-
-    torch.set_num_threads(options.threads)
     tf.config.threading.set_intra_op_parallelism_threads(options.threads)
     CONSOLE.print(f"rle_tf {rle_tf.__version__}")
     size, count = tuple(options.size), options.batch
     title = f"ResNet-50, {size[0]}x{size[1]}, batch {count}, {options.threads} threads"
+    if options.profile:
+        for policy in ("float32", "mixed_bfloat16"):
+            step = ours(size, count, RLELoss(RealNVP(2)), policy)
+            profile(f"{title}: a step, {policy}", step)
+        return
+    import torch  # of the extra
+
+    torch.set_num_threads(options.threads)
 
     eager = "PyTorch, eager"
     sides = {

@@ -112,6 +112,20 @@ def source(tmp_path):
 CROPS = CropFormat((64, 64), (0.5,) * 3, (0.5,) * 3)
 
 
+def test_operations_of_a_sample(source):
+    everything = Augmentation(
+        colour=0.2, occlusion_area=0.5, joint_occlusion=0.5, whole_occlusion=0.1
+    )
+    columns = CROPS.columns(source.records)
+    person = columns._make(column[0] for column in columns)
+    sample = tf.function(lambda *chance: CROPS.example(person, LSP14, everything, *chance))
+    chance = tf.TensorSpec((CROPS.draws,)), tf.TensorSpec((2,), tf.int64)
+    found = operations(sample.get_concrete_function(*chance).graph)
+    # TensorFlow makes a product of every pair of points that it is given such, a pixel's, too.
+    assert not {"BatchMatMulV2", "PyFunc", "EagerPyFunc"} & found.keys()
+    assert found.total() <= 544, found
+
+
 @linux
 def test_a_photograph_is_read_once_for_a_sample(source):
     size = sum(Path(path).stat().st_size for path in source.records.image_paths)

@@ -286,7 +286,9 @@ def colour(image: tf.Tensor, strength: float, draws: tf.Tensor) -> tf.Tensor:
         strength: In [0, 1).
         draws: (`DRAWS`,) float32 in [0, 1).
     """
-    return tf.clip_by_value(image * (1 + strength * (2 * draws[_COLOUR] - 1)), 0, 255)
+    factors = 1 + strength * (2 * draws[_COLOUR] - 1)
+    # A row of them, as in `CropFormat.normalise`.
+    return tf.clip_by_value(image * tf.tile(factors[None], (image.shape[1], 1)), 0, 255)
 
 
 def occlusion_box(
@@ -322,11 +324,14 @@ def occlusion_box(
     return tf.where(inside[first], box, 0.0)
 
 
-def _places(crop: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
-    """(H, W, 2) x and y in the image of each pixel of a crop."""
+def _places(crop: tf.Tensor, matrix: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """x and y in the image of each pixel of a crop, (H, W) each.
+
+    Apart, and as a sum of a row and a column: TensorFlow is slow at pairs of numbers.
+    """
     height, width = crop.shape[:2]
-    grid = tf.stack(tf.meshgrid(tf.range(float(width)), tf.range(float(height))), axis=-1)
-    return transform_points(invert(matrix), grid)
+    inverse, across, down = invert(matrix), tf.range(float(width)), tf.range(float(height))[:, None]
+    return tuple(row[0] * across + (row[1] * down + row[2]) for row in tf.unstack(inverse))
 
 
 def occlude(
@@ -351,11 +356,12 @@ def occlude(
     """
     box = occlusion_box(box_xyxy, image_wh, largest_area, draws)
     # A pixel reaches half a pixel to each side of its centre.
-    places = _places(crop, matrix) + 0.5
-    hidden = tf.reduce_all((places >= box[:2]) & (places < box[2:]), axis=-1, keepdims=True)
+    x, y = (places + 0.5 for places in _places(crop, matrix))
+    left, top, right, bottom = tf.unstack(box)
+    hidden = (x >= left) & (x < right) & (y >= top) & (y < bottom)
     # Another seed than that of the draws, whose first numbers would be in the noise again.
     noise = tf.random.stateless_uniform(crop.shape, seed=seed + [1, 0], maxval=255.0)
-    return tf.where(hidden, noise, crop)
+    return tf.where(hidden[..., None], noise, crop)
 
 
 def occlude_joint(
@@ -397,13 +403,17 @@ def occlude_joint(
     whole = (side < whole_share) & (count > 0)
     low, high = JOINT_OCCLUDER
     side = width * (low + (high - low) * (side - whole_share) / (1 - whole_share))
-    grid = tf.stack(tf.meshgrid(tf.range(float(width)), tf.range(float(height))), axis=-1)
-    hidden = tf.reduce_all(tf.abs(grid - centre) < side / 2, axis=-1, keepdims=True)
+    across = tf.abs(tf.range(float(width)) - centre[0]) < side / 2
+    down = tf.abs(tf.range(float(height)) - centre[1]) < side / 2
+    hidden = across & down[:, None]
     if whole_share:
-        found = _places(crop, matrix)
-        last = tf.cast(image_wh, tf.float32) - 1
-        image = tf.reduce_all((found >= 0) & (found <= last), axis=-1, keepdims=True)
-        hidden = tf.where(whole, image, hidden)
+
+        def image():
+            x, y = _places(crop, matrix)
+            right, bottom = tf.unstack(tf.cast(image_wh, tf.float32) - 1)
+            return (x >= 0) & (x <= right) & (y >= 0) & (y <= bottom)
+
+        hidden = tf.cond(whole, image, lambda: hidden)
 
     def noise(shape):
         # Another seed than those of the draws and of the rectangle's noise.
@@ -424,6 +434,6 @@ def occlude_joint(
     moved = tf.where(whole, WHOLE_SHIFT * size * (2 * tf.stack(shift) - 1), 0.0)
     return tf.cond(
         hides < probability,
-        lambda: (tf.where(hidden, cover(), crop), moved),
+        lambda: (tf.where(hidden[..., None], cover(), crop), moved),
         lambda: (crop, tf.zeros(2)),
     )

@@ -84,10 +84,15 @@ class CropFormat:
         return 1 / self.image_size[1]
 
     def normalise(self, crop: tf.Tensor) -> tf.Tensor:
-        """RGB 0..255 (..., 3) as the regressor's input."""
-        # In two passes over the crop, and not three.
+        """RGB 0..255 (..., W, 3) as the regressor's input."""
+        # In two passes over the crop, and not three; of a row's numbers, for TensorFlow takes twice
+        # as long to spread those of one pixel.
         mean, std = np.array(self.mean), np.array(self.std)
-        return crop * (1 / (255 * std)).astype("float32") - (mean / std).astype("float32")
+        factor, offset = (
+            np.tile(numbers.astype("float32"), (crop.shape[-2], 1))
+            for numbers in (1 / (255 * std), mean / std)
+        )
+        return crop * factor - offset
 
     def crop_boxes(self, records: Records) -> np.ndarray:
         """(N, 4) float32 `boxes_xyxy` of the crops, image pixels."""
@@ -292,7 +297,6 @@ def cut_crop(image: tf.Tensor, crop_box_xyxy: tf.Tensor, image_size: tuple[int, 
         crop_box_xyxy[2:] - crop_box_xyxy[:2],
     )
     matrix = geometry.crop_affine(centre, size_wh, tf.constant(0.0), image_size)
-    # TensorFlow's optimiser complains of a shape that is read backwards.
     image_wh = tf.gather(tf.shape(image), (1, 0))
     # Of a photograph of many megapixels, what the crop needs becomes float32 and no more.
     low, high = _region(matrix, image_wh, image_size)
@@ -363,7 +367,8 @@ def encode_target(
 
 
 def _check_size(shape_hwc: tf.Tensor, path: tf.Tensor, image_wh: tf.Tensor) -> tf.Operation | None:
-    found_wh = shape_hwc[1::-1]
+    # TensorFlow's optimiser complains of a shape that is read backwards, as [1::-1].
+    found_wh = tf.gather(shape_hwc, (1, 0))
     return tf.debugging.Assert(
         tf.reduce_all(found_wh == image_wh),
         [path, "width and height found", found_wh, "expected", image_wh],
