@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.measure import CONSOLE, Times, machine, profile, show
-from rle_tf.export.latency import Runner, measure_latency
+from rle_tf.export.latency import RUNTIMES, Runner, bind, measure_latency
 
 ROUNDS, RUNS = 9, 5
 NORMAL = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
@@ -67,6 +67,7 @@ def keras_runtime(policy: str, size: str, threads: int, batch: int) -> Callable[
     keras.utils.set_random_seed(0)
     keras.config.set_dtype_policy(policy)
     regressor = build_regressor("resnet50", COCO17, 2, tuple(map(int, size.split("x"))))
+    keras.config.set_dtype_policy("float32")
     forward = tf.function(lambda image: regressor(image, training=False))
     image = tf.random.normal((batch, *regressor.input_shape[1:]))
     return lambda: forward(image)["mu"].numpy()
@@ -76,22 +77,7 @@ keras_float32 = partial(keras_runtime, "float32")
 keras_bfloat16 = partial(keras_runtime, "mixed_bfloat16")
 
 
-def openvino_bfloat16(model: str, threads: int, batch: int) -> Callable[[], object]:
-    """OpenVINO as it is by default on processors that have such numbers."""
-    import openvino  # of the extra
-
-    core = openvino.Core()
-    read = core.read_model(model)
-    shape = [batch, *(axis.get_length() for axis in list(read.input(0).partial_shape)[1:])]
-    read.reshape({read.input(0): shape})
-    options = {
-        "INFERENCE_NUM_THREADS": threads,
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "bf16",
-    }
-    compiled = core.compile_model(read, "CPU", options)
-    crops = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    return lambda: compiled({0: crops})
+openvino_bfloat16 = partial(RUNTIMES["OpenVINO"], precision="bf16")
 
 
 def export(head: str, size: tuple[int, int], folder: Path, deconvolutions: int = 0) -> Path:
@@ -172,6 +158,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batches", type=int, nargs="+", default=(1, 4, 16, 64))
     options = parser.parse_args()
+    bind(options.threads)
     size = tuple(options.size)
     title = f"ResNet-50 with RLE, {size[0]}x{size[1]}, {options.threads} threads"
     place = Path(f"{size[0]}x{size[1]}")
@@ -184,17 +171,17 @@ def main() -> None:
             quantised = {"LiteRT float32": sides["LiteRT"], **int8(saved, size)}
             timed(f"{title}: int8", quantised, "LiteRT int8", options.threads)
         if "bfloat16" in options.questions:
-            pairs = {
-                "Keras": Runner("benchmarks.latency:keras_float32", place),
-                "Keras, bfloat16": Runner("benchmarks.latency:keras_bfloat16", place),
-                "OpenVINO": sides["OpenVINO"],
-                "OpenVINO, bfloat16": replace(
-                    sides["OpenVINO"], runtime="benchmarks.latency:openvino_bfloat16"
-                ),
+            kinds = ("float32", "bfloat16")
+            keras = {
+                f"Keras, {kind}": Runner(f"benchmarks.latency:keras_{kind}", place)
+                for kind in kinds
             }
-            timed(f"{title}: 16 bits", pairs, "Keras", options.threads)
-            for kind, forward in ("float32", keras_float32), ("bfloat16", keras_bfloat16):
-                profile(f"Keras, {kind}", forward(str(place), options.threads, 1), rows=8)
+            timed(f"{title}: 16 bits", keras, "Keras, float32", options.threads)
+            half = replace(sides["OpenVINO"], runtime="benchmarks.latency:openvino_bfloat16")
+            pair = {"OpenVINO": sides["OpenVINO"], "OpenVINO, bfloat16": half}
+            timed(f"{title}: 16 bits", pair, "OpenVINO", options.threads)
+            for kind, forward in zip(kinds, (keras_float32, keras_bfloat16), strict=True):
+                profile(f"{title}: Keras, {kind}", forward(str(place), options.threads, 1), rows=8)
         if "heatmaps" in options.questions:
             other = runners(export("heatmap", size, Path(name), 3), place / "Heatmaps")
             for runtime in ("LiteRT", "OpenVINO", "PyTorch, eager"):

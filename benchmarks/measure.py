@@ -73,7 +73,8 @@ def profile(title: str, call: Callable[[], object], each: int = 1, rows: int = 1
         each: What times and counts are divided by: the images of a call, say.
         rows: Of the table.
 
-    Milliseconds are those of all threads together.
+    Milliseconds are those of all threads together. Of asynchronous kernels nothing is told but that
+    they are; those that run others (calls, loops) are then counted with what they run.
     """
     import tensorflow as tf
     from tensorflow.tsl.profiler.protobuf import xplane_pb2
@@ -81,18 +82,19 @@ def profile(title: str, call: Callable[[], object], each: int = 1, rows: int = 1
     call()
     call()
     with tempfile.TemporaryDirectory() as folder:
-        tf.profiler.experimental.start(folder)
-        call()
-        tf.profiler.experimental.stop()
+        with tf.profiler.experimental.Profile(folder):
+            call()
         (file,) = Path(folder).rglob("*.xplane.pb")
         space = xplane_pb2.XSpace.FromString(file.read_bytes())
     spent, count = Counter(), Counter()
     for plane in space.planes:
         names = {key: value.name for key, value in plane.event_metadata.items()}
         for event in (event for line in plane.lines for event in line.events):
-            # An operation is "its name:its kind", and what runs operations "a::b".
-            name, colon, kind = names[event.metadata_id].rpartition(":")
-            if colon and kind.isidentifier() and ":" not in name and name:
+            # An operation is "its name:its kind", what runs operations "a::b".
+            name, _, kind = names[event.metadata_id].rpartition(":")
+            if names[event.metadata_id] == "ExecutorState::ProcessAsync::Start":
+                name = kind = "asynchronous"
+            if name and ":" not in name and kind.isidentifier():
                 spent[kind] += event.duration_ps / 1e9
                 count[kind] += 1
     table = Table("operation", "ms", "calls", title=f"{title}\n{machine()}", box=None)

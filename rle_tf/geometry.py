@@ -120,7 +120,7 @@ def crop_affine(
 
 
 def transform_points(matrix: tf.Tensor, points: tf.Tensor) -> tf.Tensor:
-    """Points (..., 2) under an affine matrix (2, 3)."""
+    """Points (..., 2) under an affine matrix (2, 3), float32."""
     # As one product: TensorFlow would make one of each point otherwise.
     rows = tf.matmul(tf.reshape(points, (-1, 2)), matrix[:, :2], transpose_b=True) + matrix[:, 2]
     return tf.reshape(rows, tf.shape(points))

@@ -120,9 +120,19 @@ def test_operations_of_a_sample(source):
     person = columns._make(column[0] for column in columns)
     sample = tf.function(lambda *chance: CROPS.example(person, LSP14, everything, *chance))
     chance = tf.TensorSpec((CROPS.draws,)), tf.TensorSpec((2,), tf.int64)
-    found = operations(sample.get_concrete_function(*chance).graph)
-    # TensorFlow makes a product of every pair of points that it is given such, a pixel's, too.
+    graph = sample.get_concrete_function(*chance).graph
+    found = operations(graph)
+    # TensorFlow makes a matrix product of each point of a batch of them, of each pixel's place.
     assert not {"BatchMatMulV2", "PyFunc", "EagerPyFunc"} & found.keys()
+    # And it is slow to spread three numbers over the pixels of a crop.
+    spread = [
+        operation.name
+        for operation in graph.get_operations()
+        if operation.outputs and operation.outputs[0].shape == (64, 64, 3)
+        if any(tensor.shape == (3,) for tensor in operation.inputs)
+        if operation.type in ("Mul", "Sub", "AddV2")
+    ]
+    assert not spread
     assert found.total() <= 544, found
 
 
@@ -146,5 +156,5 @@ def test_a_record_is_read_once_for_a_sample(source, tmp_path):
     batches = people.batches(CROPS, Augmentation(), batch_size=4, seed=0)
     before = bytes_read()
     assert sum(len(image) for image, _ in batches.take(3 * epochs)) == 12 * epochs
-    # The next epoch is read ahead, and nothing more.
-    assert epochs * size <= bytes_read() - before < 1.01 * (epochs + 1) * size
+    # Of the next epochs as much is read ahead as there are cores to do it; read twice would be 16.
+    assert epochs * size <= bytes_read() - before < (epochs + 4) * size

@@ -18,7 +18,7 @@ from rle_tf.geometry import clip_boxes
 
 
 @contextmanager
-def no_garbage():
+def no_garbage() -> Iterator[None]:
     """While millions of objects are made that all stay: to look for garbage among them again and
     again takes as long as to make them."""
     collects = gc.isenabled()

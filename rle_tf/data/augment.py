@@ -287,7 +287,7 @@ def colour(image: tf.Tensor, strength: float, draws: tf.Tensor) -> tf.Tensor:
         draws: (`DRAWS`,) float32 in [0, 1).
     """
     factors = 1 + strength * (2 * draws[_COLOUR] - 1)
-    # A row of them, as in `CropFormat.normalise`.
+    # A row of them, as in `CropFormat.example`.
     return tf.clip_by_value(image * tf.tile(factors[None], (image.shape[1], 1)), 0, 255)
 
 

@@ -84,15 +84,15 @@ class CropFormat:
         return 1 / self.image_size[1]
 
     def normalise(self, crop: tf.Tensor) -> tf.Tensor:
-        """RGB 0..255 (..., W, 3) as the regressor's input."""
-        # In two passes over the crop, and not three; of a row's numbers, for TensorFlow takes twice
-        # as long to spread those of one pixel.
-        mean, std = np.array(self.mean), np.array(self.std)
-        factor, offset = (
-            np.tile(numbers.astype("float32"), (crop.shape[-2], 1))
-            for numbers in (1 / (255 * std), mean / std)
-        )
+        """RGB 0..255 (..., 3) as the regressor's input."""
+        factor, offset = self._normalisation
         return crop * factor - offset
+
+    @property
+    def _normalisation(self) -> tuple[np.ndarray, np.ndarray]:
+        # In two passes over the crop, and not three.
+        mean, std = np.array(self.mean), np.array(self.std)
+        return (1 / (255 * std)).astype("float32"), (mean / std).astype("float32")
 
     def crop_boxes(self, records: Records) -> np.ndarray:
         """(N, 4) float32 `boxes_xyxy` of the crops, image pixels."""
@@ -178,7 +178,12 @@ class CropFormat:
             root=skeleton.root,
             keep_outside=augmentation is None or augmentation.keep_outside,
         )
-        return self.normalise(crop), target
+        # `normalise` with a row's numbers: TensorFlow takes thrice as long to spread a pixel's.
+        # Exported graphs have those, for converters know them.
+        factor, offset = (
+            np.tile(numbers, (self.image_size[1], 1)) for numbers in self._normalisation
+        )
+        return crop * factor - offset, target
 
     def mirror(self, images: tf.Tensor, permutation: tuple[int, ...]) -> tf.Tensor:
         """Crops (B, H, W, 3) mirrored left to right."""

@@ -134,7 +134,8 @@ class _Process:
         return json.loads(line)
 
 
-def _bind(threads: int) -> None:
+def bind(threads: int) -> None:
+    """This process to as many cores, where the system can."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
@@ -190,7 +191,7 @@ def _onnx(model: str, threads: int, batch: int) -> Callable[[], object]:
     return lambda: session.run(None, {"image": crops})
 
 
-def _openvino(model: str, threads: int, batch: int) -> Callable[[], object]:
+def _openvino(model: str, threads: int, batch: int, precision: str = "f32") -> Callable[[], object]:
     import openvino
 
     core = openvino.Core()
@@ -203,7 +204,7 @@ def _openvino(model: str, threads: int, batch: int) -> Callable[[], object]:
         "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": "LATENCY",
         # Or processors that have 16 bits would compute in those.
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": precision,
     }
     compiled = core.compile_model(read, "CPU", options)
     return lambda: compiled({0: crops})
@@ -218,7 +219,7 @@ RUNTIMES = {
 
 
 def _serve(runtime: str, model: str, threads: int, batch: int) -> None:
-    _bind(threads)
+    bind(threads)
     prepare = RUNTIMES[runtime] if runtime in RUNTIMES else pkgutil.resolve_name(runtime)
     run = prepare(model, threads, batch)
     for line in sys.stdin:

@@ -594,20 +594,27 @@ def test_covers_are_noise_blotches_a_grey_and_another_part_of_the_crop():
     np.testing.assert_array_equal(part[hidden], np.roll(crop, (32, 12), axis=(0, 1))[hidden])
 
 
-def test_squares_are_as_often_as_said_and_the_same_in_a_dataset():
+@pytest.mark.parametrize("whole_share", (0.0, 0.4))
+def test_squares_are_as_often_as_said_and_the_same_in_a_dataset(whole_share):
     crop = tf.random.stateless_uniform((32, 32, 3), (0, 2), 0, 255)
     labelled = np.ones(2, bool)
     places = np.float32([[10, 10], [20, 20]])
     draws = tf.random.stateless_uniform((400, DRAWS), (1, 2))
 
     def one(numbers):
+        shares = 0.3, whole_share
         return occlude_joint(
-            crop, *AS_IT_IS, places, labelled, 0.3, 0.0, numbers, tf.constant([0, 1], tf.int64)
-        )[0]
+            crop, *AS_IT_IS, places, labelled, *shares, numbers, tf.constant([0, 1], tf.int64)
+        )
 
-    mapped = np.stack(list(tf.data.Dataset.from_tensor_slices(draws).map(one)))
+    mapped, moves = map(
+        np.stack, zip(*tf.data.Dataset.from_tensor_slices(draws).map(one), strict=True)
+    )
+    assert moves.any(axis=1).mean() == pytest.approx(0.3 * whole_share, abs=0.06)
     assert (mapped != crop.numpy()).any(axis=(1, 2, 3)).mean() == pytest.approx(0.3, abs=0.06)
-    np.testing.assert_array_equal(mapped[:20], [one(numbers) for numbers in draws[:20]])
+    eager = [one(numbers) for numbers in draws[:20]]
+    np.testing.assert_array_equal(mapped[:20], [found for found, _ in eager])
+    np.testing.assert_array_equal(moves[:20], [moved for _, moved in eager])
     for nobody in (np.zeros(2, bool), np.ones(2, bool)):
         found, moved = occlude_joint(
             crop, *AS_IT_IS, places - 100, nobody, 1.0, 0.1, draws[0] * 0, tf.constant([0, 1])
