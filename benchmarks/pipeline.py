@@ -12,7 +12,6 @@ operations ours spends an image's time.
 import argparse
 import itertools
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.measure import CONSOLE, Times, machine, profile, show
+from rle_tf.export.latency import bind
 
 TURNS, WARM_UP, BATCHES, BATCH = 7, 2, 20, 32
 SIZE = (256, 192)
@@ -92,7 +92,7 @@ def take(made: Iterator) -> None:
 
 def serve(side: str, root: str, records: str, cores: int) -> None:
     """Answers each line on the standard input by the seconds that some batches took."""
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+    bind(cores)
     made = batches(side, root, records, cores)
     for _ in sys.stdin:
         start = time.perf_counter()
@@ -112,7 +112,7 @@ def main() -> None:
         serve(options.side, options.root, options.records, options.cores)
         return
     if options.profile:
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.cores])
+        bind(options.cores)
         made = batches(SIDES[1], options.root, "", options.cores)
         title = f"{SIDES[1]}: ms an image, {options.cores} cores"
         profile(title, lambda: take(made), each=BATCHES * BATCH, rows=20)
