@@ -3,9 +3,9 @@
     python -m benchmarks.evaluation PATH/TO/coco2017_pose_labels_normalized.npz
 
 What a model that answers at once would say is near the annotated poses. Ours takes that from its
-outputs to the scores: to pixels, with detections through OKS-NMS, into results, their checks,
-COCOeval and the errors of joints. COCOeval has its results in memory. Photographs are not read by
-either.
+outputs to what `rle_tf.evaluate` returns: to pixels, with detections through OKS-NMS, the results
+and their scores, with their checks, COCOeval and the errors of joints. COCOeval has its results in
+memory. Both have the ground truth, and photographs are not read by either.
 """
 
 import argparse
@@ -19,10 +19,11 @@ import numpy as np
 from pycocotools.cocoeval import COCOeval
 
 from benchmarks.annotations import write_dataset
-from benchmarks.measure import in_turns, show
+from benchmarks.measure import show
 from rle_tf.data.coco import CocoSource
 from rle_tf.data.crops import CropFormat
 from rle_tf.data.source import UNIT_SPREAD
+from rle_tf.timing import in_turns
 
 TURNS = 7
 CROPS = CropFormat((256, 192), (0.5,) * 3, (0.5,) * 3)
@@ -54,8 +55,8 @@ def main() -> None:
         detected = CocoSource(path, path.parent / "images", detections=detections)
         output = answers(annotated)
         sides = {
-            "annotated boxes": lambda: scored(annotated, output),
-            "detections, OKS-NMS": lambda: scored(detected, output),
+            "annotated boxes": lambda: evaluated(annotated, output),
+            "detections, OKS-NMS": lambda: evaluated(detected, output),
             "COCOeval alone": coco_eval(annotated, output),
         }
         show(
@@ -63,6 +64,7 @@ def main() -> None:
             in_turns(sides, TURNS),
             "COCOeval alone",
             ("s", 1.0),
+            ("pycocotools", "numpy"),
         )
 
 
@@ -76,8 +78,10 @@ def answers(source: CocoSource) -> dict[str, np.ndarray]:
     return {"mu": mu.astype("float32"), "sigma": rng.uniform(0.01, 0.2, mu.shape).astype("float32")}
 
 
-def scored(source: CocoSource, output: dict[str, np.ndarray]) -> dict[str, float]:
-    return source.score(CROPS.decode(output, source.records, UNIT_SPREAD))
+def evaluated(source: CocoSource, output: dict[str, np.ndarray]) -> tuple[dict, list[dict]]:
+    """As `rle_tf.evaluation.evaluate` ends."""
+    poses = CROPS.decode(output, source.records, UNIT_SPREAD)
+    return source.score(poses), source.results(poses)
 
 
 def coco_eval(source: CocoSource, output: dict[str, np.ndarray]):

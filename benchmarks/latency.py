@@ -18,8 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.measure import CONSOLE, Times, machine, profile, show
-from rle_tf.export.latency import RUNTIMES, Runner, bind, measure_latency
+from benchmarks.measure import CONSOLE, profile, show
+from rle_tf.export.latency import RUNTIMES, Runner, measure_latency
+from rle_tf.timing import Times, bind, machine
 
 ROUNDS, RUNS = 9, 5
 NORMAL = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
@@ -140,10 +141,7 @@ def timed(
 ) -> dict[str, Times]:
     rounds, runs = (ROUNDS, RUNS) if batch < 8 else (3, 1)
     found = measure_latency(list(sides.values()), threads, rounds, runs, batch)
-    times = {
-        name: Times(tuple(ms / 1000 for ms in each.rounds_ms))
-        for name, each in zip(sides, found, strict=True)
-    }
+    times = {name: each.times for name, each in zip(sides, found, strict=True)}
     show(title, times, against, ("ms", 1e3))
     if batch == 1:
         memory = (f"{name} {each.peak_mib:.0f}" for name, each in zip(sides, found, strict=True))

@@ -1,62 +1,33 @@
-"""Two sides of a question, timed in turns, and what they ran on."""
+"""Tables of what was timed, and of what operations spend."""
 
-import os
-import platform
-import statistics
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from rle_tf.timing import Times, machine
+
 CONSOLE = Console(width=120)
 
 
-@dataclass(frozen=True)
-class Times:
-    """Seconds of one side, a value a turn."""
-
-    seconds: tuple[float, ...]
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
-
-    def ratio(self, other: "Times") -> tuple[float, float, float]:
-        """How many times the other's time this one takes: median of the turns, least and most."""
-        ratios = [a / b for a, b in zip(self.seconds, other.seconds, strict=True)]
-        return statistics.median(ratios), min(ratios), max(ratios)
-
-
-def in_turns(
-    calls: dict[str, Callable[[], object]], turns: int, warm_up: int = 1
-) -> dict[str, Times]:
-    """Calls each side once a turn, A B A B, so that a machine that is slow for a while is slow for
-    all of them; the first turns do not count."""
-    times = {name: [] for name in calls}
-    for turn in range(warm_up + turns):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if turn >= warm_up:
-                times[name].append(time.perf_counter() - start)
-    return {name: Times(tuple(values)) for name, values in times.items()}
-
-
-def show(title: str, times: dict[str, Times], against: str, unit: tuple[str, float]) -> None:
+def show(
+    title: str,
+    times: dict[str, Times],
+    against: str,
+    unit: tuple[str, float],
+    packages: Sequence[str] = ("tensorflow", "keras"),
+) -> None:
     """A table: each side's median, and its time as a multiple of that of `against`.
 
     Args:
         unit: Its name, and how many of it are a second.
+        packages: Whose versions are told.
     """
-    table = Table(
-        "", unit[0], f"times {against}'s", "range", title=f"{title}\n{machine()}", box=None
-    )
+    title = f"{title}\n{machine(packages)}"
+    table = Table("", unit[0], f"times {against}'s", "range", title=title, box=None)
     for name, each in times.items():
         middle, least, most = each.ratio(times[against])
         shown = (f"{each.median * unit[1]:.3g}", f"{middle:.2f}", f"{least:.2f} to {most:.2f}")
@@ -73,7 +44,8 @@ def profile(title: str, call: Callable[[], object], each: int = 1, rows: int = 1
         each: What times and counts are divided by: the images of a call, say.
         rows: Of the table.
 
-    Milliseconds are those of all threads together. Of asynchronous kernels nothing is told but that
+    Milliseconds are the sum of what single operations took: where two run at once both count, each
+    for as long as the other one made it take. Of asynchronous kernels nothing is told but that
     they are; those that run others (calls, loops) are then counted with what they run.
     """
     import tensorflow as tf
@@ -102,17 +74,3 @@ def profile(title: str, call: Callable[[], object], each: int = 1, rows: int = 1
         table.add_row(kind, f"{ms / each:.3g}", f"{count[kind] / each:.3g}")
     table.add_row("all", f"{spent.total() / each:.3g}", "")
     CONSOLE.print(table)
-
-
-def machine(packages: Sequence[str] = ("tensorflow", "keras")) -> str:
-    """Processor, cores, threads and versions, for the line above a table."""
-    model = next(
-        (
-            line.partition(":")[2].strip()
-            for line in open("/proc/cpuinfo", encoding="utf-8")
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
-    return f"{model}, {os.cpu_count()} cores; Python {platform.python_version()}, {versions}"

@@ -3,29 +3,38 @@ DataLoader, and against decoding the part of the photograph that a person needs.
 
     pip install -e ".[benchmark]"
     python -m benchmarks.pipeline PATH/TO/coco
+    python -m benchmarks.pipeline PATH/TO/DATA --recipe configs/RECIPE.yaml
 
-The paper's augmentation at 256x192, batches of 32. Each side runs in a process of its own that is
-bound to one core (`--cores` for more), and all take turns. `--profile` shows instead in what
+The paper's 2D augmentation (half body, scale, rotation, flip) at 256x192, batches of 32. Each side
+runs in a process of its own that is bound to one core (`--cores` for more), and all take turns.
+With a recipe its photographs against its records, alone. `--profile` shows instead in what
 operations ours spends an image's time.
 """
 
 import argparse
 import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks.measure import CONSOLE, Times, machine, profile, show
-from rle_tf.export.latency import bind
+from benchmarks.measure import CONSOLE, profile, show
+from rle_tf.timing import Times, bind
 
 TURNS, WARM_UP, BATCHES, BATCH = 7, 2, 20, 32
 SIZE = (256, 192)
-SIDES = ("OpenCV + DataLoader", "rle_tf, photographs", "rle_tf, records", "region decoded alone")
+SIDES = (
+    THEIRS := "OpenCV + DataLoader",
+    PHOTOGRAPHS := "rle_tf, photographs",
+    RECORDS := "rle_tf, records",
+    FLOOR := "region decoded alone",
+)
 
 
 def coco(root: str):
@@ -42,25 +51,36 @@ def crop_format():
     return CropFormat(SIZE, (0.406, 0.457, 0.480), (1.0, 1.0, 1.0))
 
 
-def batches(side: str, root: str, records: str, cores: int) -> Iterator:
+def training(options: argparse.Namespace):
+    """What is read: a source, crops, a view of them and how many a batch; the recipe's or ours."""
     from rle_tf.data.augment import Augmentation
 
-    view = Augmentation()
-    if side == SIDES[0]:
+    if not options.recipe:
+        return coco(options.root), crop_format(), Augmentation(), BATCH
+    from rle_tf.config import load_config
+
+    config = load_config(options.recipe, [f"data.source.root={options.root}", *options.overrides])
+    source = config.open_source("train")
+    return source, config.input_format, config.data.augmentation, config.train.batch_size
+
+
+def batches(side: str, options: argparse.Namespace) -> tuple[Iterator, int]:
+    """A side's, and how many images each has."""
+    source, crops, view, batch = training(options)
+    if side == THEIRS:
         from benchmarks.opencv_pipeline import People, loader
 
-        source, crops = coco(root), crop_format()
         people = People(source.records, source.skeleton, SIZE, view, crops.mean, crops.std)
         # On one core a worker would only be in the loader's way.
-        made = loader(people, BATCH, 0 if cores == 1 else cores)
-        return itertools.chain.from_iterable(itertools.repeat(made))
-    if side == SIDES[3]:
-        return iter(regions(coco(root)))
+        made = loader(people, batch, 0 if options.cores == 1 else options.cores)
+        return itertools.chain.from_iterable(itertools.repeat(made)), batch
+    if side == FLOOR:
+        return iter(regions(source)), batch
     from rle_tf.data.pipeline import PhotographedPeople
     from rle_tf.data.records import PackedPeople
 
-    people = PackedPeople(records) if side == SIDES[2] else PhotographedPeople(coco(root))
-    return iter(people.batches(crop_format(), view, batch_size=BATCH, seed=0))
+    people = PackedPeople(options.records) if side == RECORDS else PhotographedPeople(source)
+    return iter(people.batches(crops, view, batch_size=batch, seed=0)), batch
 
 
 def regions(source):
@@ -90,72 +110,99 @@ def take(made: Iterator) -> None:
         next(made)
 
 
-def serve(side: str, root: str, records: str, cores: int) -> None:
-    """Answers each line on the standard input by the seconds that some batches took."""
-    bind(cores)
-    made = batches(side, root, records, cores)
+def serve(options: argparse.Namespace) -> None:
+    """Answers each line on the standard input by the seconds that an image took."""
+    made, batch = batches(options.side, options)
     for _ in sys.stdin:
         start = time.perf_counter()
         take(made)
-        print(json.dumps(time.perf_counter() - start), flush=True)
+        print(json.dumps((time.perf_counter() - start) / (BATCHES * batch)), flush=True)
+
+
+class Side:
+    """A process that makes a side's batches, and is stopped with its workers while others do."""
+
+    def __init__(self, name: str, records: str):
+        self.name, self.log = name, tempfile.TemporaryFile()
+        arguments = [*sys.argv[1:], "--side", name, "--records", records]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.pipeline", *arguments],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+
+    def __enter__(self) -> "Side":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._signal(signal.SIGKILL)
+        self.process.communicate()
+        self.log.close()
+
+    def _signal(self, number: int) -> None:
+        os.killpg(self.process.pid, number)
+
+    def seconds(self) -> float:
+        """An image's, over some batches."""
+        self._signal(signal.SIGCONT)
+        try:
+            self.process.stdin.write("\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # what it died of is in its log
+        line = self.process.stdout.readline()
+        if not line:
+            self.log.seek(0)
+            sys.exit(f"{self.name}: {self.log.read().decode(errors='replace')}")
+        # Or it would go on making batches ahead while the others are timed.
+        self._signal(signal.SIGSTOP)
+        return json.loads(line)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("root")
+    parser.add_argument("--recipe")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
     parser.add_argument("--cores", type=int, default=1)
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
-    parser.add_argument("--records", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--records", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    bind(options.cores)
     if options.side:
-        serve(options.side, options.root, options.records, options.cores)
+        serve(options)
         return
+    title = options.recipe or f"The paper's 2D augmentation at {SIZE[0]}x{SIZE[1]}"
     if options.profile:
-        bind(options.cores)
-        made = batches(SIDES[1], options.root, "", options.cores)
-        title = f"{SIDES[1]}: ms an image, {options.cores} cores"
-        profile(title, lambda: take(made), each=BATCHES * BATCH, rows=20)
+        made, batch = batches(PHOTOGRAPHS, options)
+        profile(f"{title}: ms an image", lambda: take(made), each=BATCHES * batch, rows=20)
         return
-    from rle_tf.data.augment import Augmentation
     from rle_tf.data.records import write_records
 
-    with tempfile.TemporaryDirectory() as folder:
+    names = (PHOTOGRAPHS, RECORDS) if options.recipe else SIDES
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
         records = f"{folder}/records"
-        write_records(coco(options.root), crop_format(), Augmentation(), records, shards=4)
-        processes = {
-            side: subprocess.Popen(
-                [
-                    sys.executable, "-m", "benchmarks.pipeline", options.root, "--side", side,
-                    "--records", records, "--cores", str(options.cores),
-                ],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-            )
-            for side in SIDES
-        }  # fmt: skip
-        seconds = {side: [] for side in SIDES}
+        source, crops, view, _ = training(options)
+        index = write_records(source, crops, view, records, shards=4)
+        sides = [stack.enter_context(Side(name, records)) for name in names]
+        seconds = {side.name: [] for side in sides}
         for turn in range(WARM_UP + TURNS):
-            for side, process in processes.items():
-                process.send_signal(signal.SIGCONT)
-                process.stdin.write("\n")
-                process.stdin.flush()
-                found = json.loads(process.stdout.readline())
-                # Or it would go on making batches ahead while the others are timed.
-                process.send_signal(signal.SIGSTOP)
+            for side in sides:
+                found = side.seconds()
                 if turn >= WARM_UP:
-                    seconds[side].append(found)
-        for process in processes.values():
-            process.kill()
-            process.communicate()
-    times = {side: Times(tuple(values)) for side, values in seconds.items()}
-    images = BATCHES * BATCH
-    title = f"Training images at {SIZE[0]}x{SIZE[1]}, {options.cores} cores"
-    show(title, times, SIDES[0], ("ms an image", 1e3 / images))
-    for side, each in times.items():
-        CONSOLE.print(f"{side}: {images / each.median:.0f} images/s")
-    floor, _, _ = times[SIDES[1]].ratio(times[SIDES[3]])
-    CONSOLE.print(f"photographs take {floor:.2f} times the region's decoding")
-    CONSOLE.print(machine(("torch", "opencv-python-headless")))
+                    seconds[side.name].append(found)
+    times = {name: Times(tuple(values)) for name, values in seconds.items()}
+    packages = ("tensorflow", "torch", "opencv-python-headless")
+    show(title, times, names[0], ("ms an image", 1e3), packages)
+    for name, each in times.items():
+        CONSOLE.print(f"{name}: {1 / each.median:.0f} images/s")
+    size = sum(shard.bytes for shard in index.shards) / len(source.records) / 1024
+    CONSOLE.print(f"a record has {size:.0f} KiB")
+    if not options.recipe:
+        floor, least, most = times[PHOTOGRAPHS].ratio(times[FLOOR])
+        CONSOLE.print(f"{PHOTOGRAPHS}: {floor:.1f} times {FLOOR} ({least:.1f} to {most:.1f})")
 
 
 if __name__ == "__main__":

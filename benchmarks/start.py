@@ -7,7 +7,8 @@ python -m benchmarks.start
 import subprocess
 import sys
 
-from benchmarks.measure import CONSOLE, in_turns, machine, show
+from benchmarks.measure import show
+from rle_tf.timing import in_turns
 
 TURNS = 9
 
@@ -25,8 +26,8 @@ def main() -> None:
         "import tensorflow": call("-c", "import tensorflow"),
         "import torch": call("-c", "import torch"),
     }
-    show("A new process", in_turns(sides, TURNS), "import tensorflow", ("s", 1.0))
-    CONSOLE.print(machine(("torch", "typer")))
+    packages = ("tensorflow", "torch", "typer")
+    show("A new process", in_turns(sides, TURNS), "import tensorflow", ("s", 1.0), packages)
 
 
 if __name__ == "__main__":

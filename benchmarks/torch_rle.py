@@ -57,7 +57,7 @@ class Regressor(nn.Module):
 
 
 class Heatmaps(nn.Module):
-    """SimpleBaseline: NCHW images -> maps (B, K, H / 4, W / 4)."""
+    """SimpleBaseline: NCHW images -> keypoints (B, K, 2) in cells, and scores (B, K)."""
 
     def __init__(self, joints: int = 17):
         super().__init__()
@@ -72,7 +72,18 @@ class Heatmaps(nn.Module):
         self.head = nn.Sequential(*layers, nn.Conv2d(channels, joints, 1))
 
     def forward(self, image):
-        return self.head(self.backbone(image))
+        return peaks(self.head(self.backbone(image)))
+
+
+def peaks(maps):
+    """Each map's highest cell, moved by a quarter of one to the higher of its two neighbours."""
+    scores, cells = maps.flatten(2).max(dim=2)
+    width = maps.shape[3]
+    along_x = nn.functional.pad(maps[..., 2:] - maps[..., :-2], (1, 1))
+    along_y = nn.functional.pad(maps[:, :, 2:] - maps[:, :, :-2], (0, 0, 1, 1))
+    slopes = [each.flatten(2).gather(2, cells[..., None]) for each in (along_x, along_y)]
+    places = torch.stack([cells % width, cells // width], dim=-1)
+    return places + 0.25 * torch.cat(slopes, dim=-1).sign(), scores
 
 
 class RealNVP(nn.Module):

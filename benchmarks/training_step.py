@@ -15,13 +15,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from benchmarks.measure import CONSOLE, in_turns, machine, profile, show
+from benchmarks.measure import CONSOLE, profile, show
 from rle_tf.estimator import PoseEstimator
 from rle_tf.flow import RealNVP
 from rle_tf.losses import L1Loss, PoseLoss, RLELoss
 from rle_tf.models.cost import multiply_adds
 from rle_tf.models.regressor import build_regressor
 from rle_tf.skeletons import COCO17
+from rle_tf.timing import bind, in_turns, machine
 
 TURNS, WARM_UP = 7, 2
 
@@ -74,7 +75,7 @@ def theirs(size: tuple[int, int], count: int, compiled: bool):
     return step
 
 
-def peak_flops() -> float:
+def peak_multiply_adds() -> float:
     """Multiply-adds a second of a float32 matrix product that the caches like."""
     a = tf.random.normal((2048, 2048))
     product = tf.function(lambda: tf.matmul(a, a))
@@ -89,7 +90,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--profile", action="store_true")
     options = parser.parse_args()
+    bind(options.threads)
     tf.config.threading.set_intra_op_parallelism_threads(options.threads)
+    tf.config.threading.set_inter_op_parallelism_threads(options.threads)
     CONSOLE.print(f"rle_tf {rle_tf.__version__}")
     size, count = tuple(options.size), options.batch
     title = f"ResNet-50, {size[0]}x{size[1]}, batch {count}, {options.threads} threads"
@@ -118,7 +121,7 @@ def main() -> None:
     image = tf.constant(batch(size, count)[0])
     times = in_turns({"forward": lambda: forward(image)["mu"].numpy()}, TURNS, WARM_UP)
     speed = count * multiply_adds(regressor) / times["forward"].median
-    peak = peak_flops()
+    peak = peak_multiply_adds()
     CONSOLE.print(
         f"forward: {speed / 1e9:.0f} G multiply-adds a second, {speed / peak:.0%} of the "
         f"{peak / 1e9:.0f} G of a matrix product"

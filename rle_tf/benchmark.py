@@ -37,6 +37,8 @@ class Speed:
         bytes: Its size.
         peak_mib: The most memory that its process has held, with the runtime, for one crop.
         latency_ms: {threads: median for one crop}.
+        to_first: How many times the first runtime's time that is, with the most threads: median of
+            turns, least and most.
         crops_per_second: {batch: at most that many threads' rate}.
     """
 
@@ -45,6 +47,7 @@ class Speed:
     bytes: int
     peak_mib: float
     latency_ms: dict[int, float]
+    to_first: tuple[float, float, float]
     crops_per_second: dict[int, float]
 
 
@@ -55,14 +58,14 @@ class TrainingSpeed:
     Attributes:
         parameters, multiply_adds: Of the regressor, for one crop.
         step_ms: Median of a training step on a batch that is there.
-        step_to_l1: The same to that of loss l1, in turns.
+        step_to_l1: How many times that of loss l1: median of turns, least and most.
         input_ms: Median time in which a batch is made, with all cores and nothing beside.
     """
 
     parameters: int
     multiply_adds: int
     step_ms: float
-    step_to_l1: float
+    step_to_l1: tuple[float, float, float]
     input_ms: float
 
 
@@ -90,9 +93,10 @@ def benchmark_model(
             model = _exported(model, Path(stack.enter_context(tempfile.TemporaryDirectory())))
         runners = _runners(model)
         latency, peaks = [{} for _ in runners], [0.0] * len(runners)
-        for count in threads:
+        for count in sorted(threads):
             on_step(f"one crop, {count} threads")
             found = measure_latency(runners, count, _ROUNDS, _RUNS)
+            ratios = [measured.times.ratio(found[0].times) for measured in found]
             for each, measured in zip(latency, found, strict=True):
                 each[count] = measured.median_ms
             peaks = [measured.peak_mib for measured in found]
@@ -104,7 +108,7 @@ def benchmark_model(
                 each[batch] = 1000 * batch / measured.median_ms
         return [
             Speed(runner.runtime, runner.path.name, bytes_of(runner.path), *measured)
-            for runner, *measured in zip(runners, peaks, latency, rates, strict=True)
+            for runner, *measured in zip(runners, peaks, latency, ratios, rates, strict=True)
         ]
 
 
@@ -139,12 +143,12 @@ def benchmark_recipe(
     estimator = build_estimator(config, people, steps_per_epoch=1)
     other = build_estimator(variant(config, "l1", config.seed), people, steps_per_epoch=1)
     step, l1 = (lambda e=each: e.train_on_batch(inputs, target) for each in (estimator, other))
-    medians = times_in_turns({"l1": l1, "own": step})
+    times = times_in_turns({"l1": l1, "own": step})
     return TrainingSpeed(
         parameters=parameters(estimator.regressor),
         multiply_adds=multiply_adds(estimator.regressor),
-        step_ms=1000 * medians["own"],
-        step_to_l1=medians["own"] / medians["l1"],
+        step_ms=1000 * times["own"].median,
+        step_to_l1=times["own"].ratio(times["l1"]),
         input_ms=input_ms,
     )
 

@@ -4,7 +4,6 @@ import json
 import logging
 import math
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from rle_tf.evaluation import forward_function, predict_poses
 from rle_tf.files import write_whole
 from rle_tf.models.cost import multiply_adds, parameters
 from rle_tf.run_folder import RunFolder
+from rle_tf.timing import Times, in_turns
 from rle_tf.training import build_estimator, train
 
 LOG = logging.getLogger(__name__)
@@ -296,28 +296,21 @@ def _costs(configs: dict[str, RunConfig]) -> dict[str, dict[str, float]]:
         }
     try:
         for key, calls in (("step", steps), ("latency", forwards)):
-            medians = times_in_turns(calls)
-            first = next(iter(medians.values()))
-            for method, median in medians.items():
-                costs[method][key] = median / first
+            times = times_in_turns(calls)
+            first = next(iter(times.values()))
+            for method, each in times.items():
+                costs[method][key], _, _ = each.ratio(first)
     except tf.errors.ResourceExhaustedError:
         LOG.warning("too little memory to time all methods side by side; the table has no times")
     return costs
 
 
-def times_in_turns(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Median seconds of each call; they take turns, since a machine is not equally fast always."""
+def times_in_turns(calls: dict[str, Callable[[], object]]) -> dict[str, Times]:
+    """Of calls of which the first ones trace, as a training step's."""
     logger = tf.get_logger()
     level = logger.level
     logger.setLevel(logging.ERROR)  # it takes several models' steps for one that is traced again
-    times = {name: [] for name in calls}
     try:
-        for turn in range(_ROUNDS + 2):
-            for name, call in calls.items():
-                start = time.perf_counter()
-                call()
-                if turn >= 2:  # the first ones trace
-                    times[name].append(time.perf_counter() - start)
+        return in_turns(calls, _ROUNDS, warm_up=2)
     finally:
         logger.setLevel(level)
-    return {name: statistics.median(each) for name, each in times.items()}

@@ -148,16 +148,20 @@ def print_import(config, published, parity) -> None:
 
 def print_speed(speed) -> None:
     """Shows what `rle_tf.benchmark` measured, of an exported model or of a recipe."""
+    from rle_tf.export.latency import PACKAGES
+    from rle_tf.timing import machine
+
     if not isinstance(speed, list):
         table = Table(show_header=False, box=None)
         for name, value in (
             ("parameters", f"{speed.parameters / 1e6:.1f} M"),
             ("multiply-adds", f"{speed.multiply_adds / 1e9:.2f} G a crop"),
-            ("training step", f"{speed.step_ms:.0f} ms, {speed.step_to_l1:.2f} times l1's"),
+            ("training step", f"{speed.step_ms:.0f} ms, {_ratio(speed.step_to_l1)} times l1's"),
             ("a batch of input", f"{speed.input_ms:.0f} ms, beside nothing else"),
         ):
             table.add_row(name, value)
         CONSOLE.print(table)
+        CONSOLE.print(machine())
         return
     first = speed[0]
     title = "ms of one crop, by threads; MiB of its process; crops/s, by batch"
@@ -168,18 +172,24 @@ def print_speed(speed) -> None:
     table.add_column("MiB", justify="right")
     for batch in first.crops_per_second:
         table.add_column(f"/s, {batch}", justify="right")
-    most = max(first.latency_ms)
     for each in speed:
         table.add_row(
             each.runtime,
             each.file,
             f"{each.bytes / 1e6:.1f}",
             *(f"{value:.2f}" for value in each.latency_ms.values()),
-            f"{each.latency_ms[most] / first.latency_ms[most]:.2f}",
+            _ratio(each.to_first),
             f"{each.peak_mib:.0f}",
             *(f"{value:.0f}" for value in each.crops_per_second.values()),
         )
     CONSOLE.print(table)
+    packages = dict.fromkeys(PACKAGES[each.runtime] for each in speed)
+    CONSOLE.print(machine([*packages, "rle-tf"]))
+
+
+def _ratio(of_turns: tuple[float, float, float]) -> str:
+    middle, least, most = of_turns
+    return f"{middle:.2f} ({least:.2f} to {most:.2f})"
 
 
 def _number(value: float) -> str:

@@ -1,6 +1,7 @@
 """What makes things fast and does not depend on the machine: operations, bytes, copies, traces."""
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,10 +13,11 @@ from PIL import Image
 
 from rle_tf.data.augment import Augmentation
 from rle_tf.data.crops import CropFormat
-from rle_tf.data.pipeline import evaluation_batches
+from rle_tf.data.pipeline import PhotographedPeople, evaluation_batches
 from rle_tf.data.records import PackedPeople, write_records
 from rle_tf.data.source import Records
 from rle_tf.estimator import PoseEstimator
+from rle_tf.evaluation import forward_function
 from rle_tf.flow import RealNVP
 from rle_tf.losses import RLELoss
 from rle_tf.models.regressor import build_regressor
@@ -41,38 +43,6 @@ def test_operations_of_the_flow(dims, most):
     # Six couplings, each with two networks of three layers.
     assert found["MatMul"] + found["BatchMatMulV2"] == 36
     assert found.total() <= most, found
-
-
-def estimator_and_samples():
-    keras.utils.set_random_seed(0)
-    image = keras.Input((32, 32, 3))
-    x = keras.layers.Conv2D(8, 3, 4, "same", activation="relu")(image)
-    regressor = build_regressor(keras.Model(image, x), LSP14, 2, (32, 32))
-    estimator = PoseEstimator(regressor, RLELoss(RealNVP(2, layers=2, hidden=8)))
-    estimator.compile("adam")
-    joints = np.random.default_rng(0).uniform(-0.5, 0.5, (24, 14, 2)).astype("float32")
-    images = np.zeros((24, 32, 32, 3), "float32")
-    return estimator, images, {"keypoints": joints, "weight": np.ones_like(joints)}
-
-
-def test_a_training_is_traced_once_and_brings_back_numbers_alone(monkeypatch):
-    estimator, images, target = estimator_and_samples()
-    graphs, step = [], estimator.train_step
-
-    def traced(data):
-        logs = step(data)
-        # What goes to the device and what comes back.
-        assert len(tf.nest.flatten(data)) == 3
-        assert all(value.shape.rank == 0 for value in logs.values()), logs
-        graphs.append(tf.compat.v1.get_default_graph())
-        return logs
-
-    monkeypatch.setattr(estimator, "train_step", traced)
-    estimator.fit(images, target, batch_size=8, epochs=3, verbose=0)
-    estimator.fit(images, target, batch_size=8, verbose=0)
-    (graph,) = graphs
-    found = operations(graph)
-    assert not {"PyFunc", "EagerPyFunc", "PyFuncStateless", "PrintV2"} & found.keys()
 
 
 def bytes_read() -> int:
@@ -112,6 +82,74 @@ def source(tmp_path):
 CROPS = CropFormat((64, 64), (0.5,) * 3, (0.5,) * 3)
 
 
+@pytest.fixture
+def estimator():
+    keras.utils.set_random_seed(0)
+    image = keras.Input((64, 64, 3))
+    x = keras.layers.Conv2D(8, 3, 8, "same", activation="relu")(image)
+    regressor = build_regressor(keras.Model(image, x), LSP14, 2, (64, 64))
+    estimator = PoseEstimator(regressor, RLELoss(RealNVP(2)))
+    estimator.compile("adam")
+    return estimator
+
+
+def test_a_training_is_traced_once_and_brings_back_numbers_alone(monkeypatch, estimator, source):
+    people = PhotographedPeople(source)
+    batches = people.batches(CROPS, Augmentation(), batch_size=4, seed=0)
+    graphs, step = [], estimator.train_step
+
+    def traced(data):
+        logs = step(data)
+        # What goes to the device, images, keypoints and weights, and what comes back.
+        assert len(tf.nest.flatten(data)) == 3
+        assert all(value.shape.rank == 0 for value in logs.values()), logs
+        graphs.append(tf.compat.v1.get_default_graph())
+        return logs
+
+    monkeypatch.setattr(estimator, "train_step", traced)
+    estimator.fit(batches, steps_per_epoch=3, epochs=3, shuffle=False, verbose=0)
+    estimator.fit(batches, steps_per_epoch=3, shuffle=False, verbose=0)
+    (graph,) = graphs
+    found = operations(graph)
+    assert not {"PyFunc", "EagerPyFunc", "PyFuncStateless", "PrintV2"} & found.keys()
+    # Forwards and backwards, the flow's included, and Adam's update.
+    assert found.total() <= 2495, found
+
+
+def test_an_evaluation_is_traced_once(estimator, source):
+    forward = forward_function(estimator.regressor, LSP14, CROPS, flip_test=True)
+    batches = evaluation_batches(source.records, LSP14, CROPS, batch_size=5)
+    # The last one is smaller.
+    assert [len(forward(image)["mu"]) for image, _ in batches] == [5, 5, 2]
+    assert forward.experimental_get_tracing_count() == 1
+
+
+def sums_and_products(graph: tf.Graph) -> Iterator[tuple[str, tuple, list[tuple]]]:
+    """Name and shapes, of the output and the inputs, also of those in the functions of a graph."""
+    definition = graph.as_graph_def(add_shapes=True)
+    functions = definition.library.function
+
+    def shapes(attributes, key="_output_shapes"):
+        return [tuple(axis.size for axis in s.dim) for s in attributes[key].list.shape]
+
+    scopes = [({}, definition.node)]
+    for function in functions:
+        arguments = {
+            argument.name: shapes(function.arg_attr[number].attr)
+            for number, argument in enumerate(function.signature.input_arg)
+        }
+        scopes.append((arguments, function.node_def))
+    for known, nodes in scopes:
+        known |= {node.name: shapes(node.attr) for node in nodes}
+        for node in nodes:
+            if node.op in ("Mul", "Sub", "AddV2"):
+                inputs = [
+                    known[name.partition(":")[0]] for name in node.input if not name.startswith("^")
+                ]
+                (output,) = known[node.name]
+                yield node.name, output, [each[0] for each in inputs if len(each) == 1]
+
+
 def test_operations_of_a_sample(source):
     everything = Augmentation(
         colour=0.2, occlusion_area=0.5, joint_occlusion=0.5, whole_occlusion=0.1
@@ -126,11 +164,10 @@ def test_operations_of_a_sample(source):
     assert not {"BatchMatMulV2", "PyFunc", "EagerPyFunc"} & found.keys()
     # And it is slow to spread three numbers over the pixels of a crop.
     spread = [
-        operation.name
-        for operation in graph.get_operations()
-        if operation.outputs and operation.outputs[0].shape == (64, 64, 3)
-        if any(tensor.shape == (3,) for tensor in operation.inputs)
-        if operation.type in ("Mul", "Sub", "AddV2")
+        name
+        for name, output, inputs in sums_and_products(graph)
+        if output == (64, 64, 3)
+        and any(shape and set(shape[:-1]) <= {1} and shape[-1] == 3 for shape in inputs)
     ]
     assert not spread
     assert found.total() <= 544, found

@@ -17,6 +17,7 @@ FLOORS = {
     "rle_tf.skeletons": 0,
     "rle_tf.skeleton_file": 0,
     "rle_tf.geometry": 0,
+    "rle_tf.timing": 0,
     "rle_tf.data": 1,
     "rle_tf.models": 1,
     "rle_tf.flow": 1,

@@ -3,7 +3,7 @@
     python -m rle_tf.export.latency RUNTIME MODEL THREADS BATCH
 
 loads a SavedModel's folder, a .tflite, an .onnx or an OpenVINO .xml file, and answers each number
-of runs on its standard input by a line of JSON: the milliseconds of each, and the memory it took.
+of runs on its standard input by a line of JSON: the seconds of each, and the memory it took.
 """
 
 import json
@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from rle_tf.errors import ModelError
+from rle_tf.timing import Times, bind, peak_memory_mib
 
 WARM_UP_RUNS = 20
 ROUNDS = 10
@@ -52,16 +53,16 @@ class Latency:
     """Of an exported model.
 
     Attributes:
-        rounds_ms: The median of each round's runs.
+        times: The median of each round's runs.
         peak_mib: The most memory that its process, with the runtime, has held.
     """
 
-    rounds_ms: tuple[float, ...]
+    times: Times
     peak_mib: float
 
     @property
     def median_ms(self) -> float:
-        return statistics.median(self.rounds_ms)
+        return 1000 * self.times.median
 
 
 def measure_latency(
@@ -82,21 +83,11 @@ def measure_latency(
         answers = [[process.run(runs) for process in processes] for _ in range(rounds)]
     return [
         Latency(
-            tuple(statistics.median(answer["ms"]) for answer in of_model), of_model[-1]["peak_mib"]
+            Times(tuple(statistics.median(answer["seconds"]) for answer in of_model)),
+            of_model[-1]["peak_mib"],
         )
         for of_model in zip(*answers, strict=True)
     ]
-
-
-def peak_memory_mib() -> float:
-    """The most memory that this process has held; NaN where the system has no /proc."""
-    try:
-        with open("/proc/self/status", encoding="utf-8") as file:
-            # Not getrusage, which counts what the process had held that started this one.
-            line = next(line for line in file if line.startswith("VmHWM:"))
-    except OSError:
-        return float("nan")
-    return int(line.split()[1]) / 1024
 
 
 class _Process:
@@ -132,12 +123,6 @@ class _Process:
             reason = "\n".join(self.log.read().decode(errors="replace").splitlines()[-5:])
             raise ModelError(f"{self.model}: cannot be run; expected an exported model\n{reason}")
         return json.loads(line)
-
-
-def bind(threads: int) -> None:
-    """This process to as many cores, where the system can."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
 
 def _crops(batch: int, shape: Sequence) -> np.ndarray:
@@ -216,6 +201,13 @@ RUNTIMES = {
     "ONNX Runtime": _onnx,
     "OpenVINO": _openvino,
 }
+# What each comes with.
+PACKAGES = {
+    "SavedModel": "tensorflow",
+    "LiteRT": "ai-edge-litert",
+    "ONNX Runtime": "onnxruntime",
+    "OpenVINO": "openvino",
+}
 
 
 def _serve(runtime: str, model: str, threads: int, batch: int) -> None:
@@ -227,8 +219,8 @@ def _serve(runtime: str, model: str, threads: int, batch: int) -> None:
         for _ in range(int(line)):
             start = time.perf_counter()
             run()
-            times.append((time.perf_counter() - start) * 1000)
-        print(json.dumps({"ms": times, "peak_mib": peak_memory_mib()}), flush=True)
+            times.append(time.perf_counter() - start)
+        print(json.dumps({"seconds": times, "peak_mib": peak_memory_mib()}), flush=True)
 
 
 if __name__ == "__main__":
