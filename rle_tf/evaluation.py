@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 import keras
 import numpy as np
@@ -18,6 +19,8 @@ from rle_tf.skeletons import Skeleton
 Output = dict[str, tf.Tensor]
 # Inputs (B, ...) -> {"mu": (B, K, D), "sigma": (B, K, D)}, any B.
 Forward = Callable[[tf.Tensor], Output]
+# The same to {"mu", "log_sigma"}, or a part of that.
+Network = Callable[[Any], Any]
 
 
 def flip_back(output: Output, permutation: tuple[int, ...], shift: float) -> Output:
@@ -34,6 +37,41 @@ def flip_back(output: Output, permutation: tuple[int, ...], shift: float) -> Out
     return {"mu": tf.concat([x, mu[..., 1:]], axis=-1), "sigma": sigma}
 
 
+def flip_tested(
+    network: Network,
+    parts: tuple[Network, Network] | None,
+    inputs: tf.Tensor,
+    mirrored: tf.Tensor,
+    permutation: tuple[int, ...],
+    shift: float,
+) -> Output:
+    """What a regressor says of inputs and of their mirror images together: the means of `mu` and
+    `sigma`. Where its head has maps those are averaged before a place is taken from them, as
+    SimpleBaseline does: a joint may be in one of two places, and not halfway.
+
+    Args:
+        network: The regressor.
+        parts: The same `at_the_maps`, if it has any.
+        permutation, shift: As in `flip_back`.
+    """
+    if parts is None:
+        outputs = network(inputs), network(mirrored)
+    else:
+        maps_of, head = parts
+        # Of one output Keras makes no list.
+        maps, *beside = tf.nest.flatten(maps_of(inputs))
+        others, *beside_others = tf.nest.flatten(maps_of(mirrored))
+
+        def mirror(maps):
+            return tf.gather(maps[:, :, ::-1], permutation, axis=-1)
+
+        maps = (maps + mirror(others)) / 2
+        outputs = head([maps, *beside]), head([mirror(maps), *beside_others])
+    output, back = map(density, outputs)
+    back = flip_back(back, permutation, shift)
+    return {key: (output[key] + back[key]) / 2 for key in output}
+
+
 # Two, with and without flip test: a training run evaluates the same regressor epoch after epoch,
 # and tracing it anew each time takes seconds.
 @lru_cache(maxsize=2)
@@ -42,8 +80,7 @@ def forward_function(
 ) -> Forward:
     """The regressor's input (B, ...) -> {"mu": (B, K, D), "sigma": (B, K, D)}, any B.
 
-    With `flip_test` both are means over the input and its mirror image; of a regressor with head
-    heatmap the maps are averaged and their peaks taken, as SimpleBaseline does.
+    With `flip_test` those of the input and its mirror image together, as `flip_tested` says.
 
     Raises:
         ModelError: if the regressor's joints are not the skeleton's, or its input is another.
@@ -53,32 +90,24 @@ def forward_function(
     permutation = skeleton.flip_permutation
     parts = at_the_maps(regressor) if flip_test else None
 
-    def regress(inputs):
-        return _density(regressor(inputs, training=False))
+    def called(model):
+        return lambda inputs: model(inputs, training=False)
 
-    def both(inputs, mirrored):
-        if parts is None:
-            output = regress(inputs)
-            back = flip_back(regress(mirrored), permutation, input_format.mirror_shift)
-            return {key: (output[key] + back[key]) / 2 for key in output}
-        maps_of, head = parts
-        back = tf.gather(maps_of(mirrored, training=False)[:, :, ::-1], permutation, axis=-1)
-        output = _density(head((maps_of(inputs, training=False) + back) / 2, training=False))
-        # A mirrored map lies to the right of the other by what a mirrored crop does.
-        shift = tf.constant([input_format.mirror_shift / 2, 0.0])
-        return output | {"mu": output["mu"] - shift}
+    network, parts = called(regressor), parts and tuple(map(called, parts))
 
     # One signature for all batches, so that the last, smaller one is not traced anew.
     @tf.function(input_signature=[tf.TensorSpec(regressor.input_shape)], autograph=False)
     def forward(inputs):
-        if flip_test:
-            return both(inputs, input_format.mirror(inputs, permutation))
-        return regress(inputs)
+        if not flip_test:
+            return density(network(inputs))
+        mirrored = input_format.mirror(inputs, permutation)
+        return flip_tested(network, parts, inputs, mirrored, permutation, input_format.mirror_shift)
 
     return forward
 
 
-def _density(output: dict[str, tf.Tensor]) -> Output:
+def density(output: dict[str, tf.Tensor]) -> Output:
+    """A regressor's `mu` and `log_sigma` as `mu` and `sigma`."""
     return {"mu": output["mu"], "sigma": tf.exp(output["log_sigma"])}
 
 

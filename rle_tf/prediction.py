@@ -23,7 +23,7 @@ from rle_tf.data.crops import cut_crop, decode
 from rle_tf.data.source import Poses
 from rle_tf.drawing import draw_poses
 from rle_tf.errors import DataError, ModelError
-from rle_tf.evaluation import flip_back, forward_function
+from rle_tf.evaluation import forward_function
 from rle_tf.export.savedmodel import load_savedmodel, metadata_confidence, read_metadata
 from rle_tf.run_folder import RunFolder
 from rle_tf.skeletons import Skeleton
@@ -146,22 +146,20 @@ def _from_savedmodel(folder: Path, flip_test: bool) -> Predictor:
         bones=tuple(map(tuple, metadata["bones"])),
         upper_body=(),
     )
-    height, width = metadata["image_size"]
+    name = "flip_test" if flip_test else "serving_default"
+    if name not in loaded.signatures:
+        raise ModelError(
+            f"{folder}: found the signatures {', '.join(loaded.signatures)}; expected '{name}', "
+            "which an export by this version of rle-tf has"
+        )
 
     def forward(crops):
         # Not taken out once for all: a signature does not keep the loaded object's weights.
-        signature = loaded.signatures["serving_default"]
-        output = signature(image=crops)
-        if not flip_test:
-            return output
-        mirrored = flip_back(
-            signature(image=crops[:, :, ::-1]), skeleton.flip_permutation, 1 / width
-        )
-        return {key: (output[key] + mirrored[key]) / 2 for key in ("mu", "sigma")}
+        return loaded.signatures[name](image=crops)
 
     return Predictor(
         skeleton,
-        (height, width),
+        tuple(metadata["image_size"]),
         metadata["box_margin"],
         np.array(metadata["spread"], float),
         forward,

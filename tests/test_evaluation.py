@@ -189,6 +189,43 @@ def test_the_flip_test_of_heatmaps_averages_maps():
     assert np.abs(places - output["mu"]).max() > 0.1  # means of places are elsewhere
 
 
+@pytest.mark.parametrize(("window", "map_sigma"), [(None, False), (1.0, True)])
+def test_the_flip_test_of_a_soft_argmax_averages_maps(window, map_sigma):
+    keras.utils.set_random_seed(0)
+    regressor = build_regressor(
+        "resnet18", COCO17, 2, (64, 32), head="soft_argmax", deconvolutions=1,
+        map_window=window, map_sigma=map_sigma,
+    )  # fmt: skip
+    for name, factor in (("deconv_0", 100), ("score_maps", 20), ("sigma_dense", 100)):
+        kernel = regressor.get_layer(name).kernel
+        kernel.assign(factor * kernel)
+    image = np.random.default_rng(1).normal(size=(2, 64, 32, 3)).astype("float32")
+    forward = forward_function(regressor, COCO17, INPUT, flip_test=True)
+    output, mirrored = forward(image), forward(image[:, :, ::-1].copy())
+    for key, value in flip_back(mirrored, COCO17.flip_permutation, 1 / 32).items():
+        np.testing.assert_allclose(value, output[key], atol=1e-5)
+
+    maps_of = keras.Model(regressor.input, regressor.get_layer("score_maps").output)
+    maps, other = maps_of(image).numpy(), maps_of(image[:, :, ::-1]).numpy()
+    mean = (maps + other[:, :, ::-1][..., list(COCO17.flip_permutation)]) / 2
+    height, width = mean.shape[1:3]
+    cells = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1).reshape(-1, 2)
+    scores = mean.reshape(2, -1, 17).transpose(0, 2, 1)
+    if window:
+        highest = cells[scores.argmax(axis=-1)]
+        away = cells - highest[:, :, None]
+        scores = scores - (away**2).sum(axis=-1) / (2 * window**2)
+    weight = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    wanted = (weight / weight.sum(axis=-1, keepdims=True)) @ ((cells + 0.5) / [width, height] - 0.5)
+    np.testing.assert_allclose(output["mu"].numpy() + [1 / 64, 0], wanted, atol=1e-4)
+    apart = forward_function(regressor, COCO17, INPUT, flip_test=False)
+    back = flip_back(apart(image[:, :, ::-1].copy()), COCO17.flip_permutation, 1 / 32)
+    assert np.abs((apart(image)["mu"] + back["mu"]) / 2 - output["mu"]).max() > 0.05
+    if not map_sigma:  # no map has a part in it
+        sigma = (apart(image)["sigma"] + back["sigma"]) / 2
+        np.testing.assert_allclose(output["sigma"], sigma, atol=1e-5)
+
+
 def test_sigma_is_the_exponential_of_log_sigma(regressor):
     image = np.random.default_rng(1).normal(size=(2, 64, 32, 3)).astype("float32")
     output, expected = (

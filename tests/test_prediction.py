@@ -13,6 +13,7 @@ from rle_tf import prediction
 from rle_tf.data.confidence import Confidence
 from rle_tf.data.source import Poses
 from rle_tf.errors import DataError, ModelError
+from rle_tf.geometry import crop_boxes
 from rle_tf.skeletons import COCO17
 
 
@@ -210,20 +211,24 @@ def test_a_folder_without_a_model_is_named(tmp_path):
         prediction.load(tmp_path)
 
 
-def test_the_flip_test_of_an_exported_model_averages(monkeypatch, tmp_path):
-    """A signature that looks at pixels gives the same pose with and without the flip test."""
+def test_the_flip_test_of_an_exported_model_is_a_signature(monkeypatch, tmp_path):
     metadata = {
         "input": "image", "skeleton": "coco17", "joints": COCO17.joints,
         "flip_pairs": COCO17.flip_pairs,
         "bones": COCO17.bones, "image_size": [128, 96], "box_margin": 1.25, "spread": [None, None],
     }  # fmt: skip
     (tmp_path / "saved_model.pb").touch()
-    loaded = SimpleNamespace(signatures={"serving_default": lambda image: brightest_pixel(image)})
+    signatures = {"serving_default": lambda image: brightest_pixel(image)}
     monkeypatch.setattr(prediction, "read_metadata", lambda folder: metadata)
-    monkeypatch.setattr(tf.saved_model, "load", lambda folder: loaded)
+    monkeypatch.setattr(
+        tf.saved_model, "load", lambda folder: SimpleNamespace(signatures=signatures)
+    )
+    with pytest.raises(ModelError, match="found the signatures serving_default; expected 'flip_te"):
+        prediction.load(tmp_path, flip_test=True)
+    signatures["flip_test"] = lambda image: brightest_pixel(image[:, :, ::-1])
     image = prediction.read_image(photograph(tmp_path / "a.png"))
     box = np.array([[100.0, 20, 190, 140]])
-    plain = prediction.load(tmp_path)(image, box)
-    flipped = prediction.load(tmp_path, flip_test=True)(image, box)
-    np.testing.assert_allclose(plain.keypoints, flipped.keypoints, atol=2)
-    assert not np.array_equal(plain.keypoints, flipped.keypoints)
+    plain, other = (prediction.load(tmp_path, flip)(image, box).keypoints for flip in (False, True))
+    low, high = crop_boxes(box, (128, 96), 1.25)[0].numpy().reshape(2, 2)
+    np.testing.assert_allclose(plain[..., 0] + other[..., 0], low[0] + high[0], atol=3)
+    np.testing.assert_allclose(plain[..., 1], other[..., 1], atol=0.1)

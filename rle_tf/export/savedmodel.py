@@ -17,7 +17,12 @@ from rle_tf.data.confidence import Confidence
 from rle_tf.data.crops import CropFormat
 from rle_tf.errors import ModelError
 from rle_tf.export.serving import write_warm_up
-from rle_tf.export.signatures import Endpoints, float32_network, image_endpoints, lifting_endpoints
+from rle_tf.export.signatures import (
+    Endpoints,
+    float32_networks,
+    image_endpoints,
+    lifting_endpoints,
+)
 from rle_tf.skeletons import Skeleton
 
 # TensorFlow Serving passes over this folder of a model: the place for files of one's own.
@@ -70,7 +75,8 @@ def export_savedmodel(
             and depth_sigma_mm (B, N, K); 0 where there is no box.
         person_score (B, N): mean + maximum of `score`.
         present (B, N): bool, where there is a box.
-    `predict_image_flip_test` averages with the mirrored crops.
+    The signatures `flip_test` and `predict_image_flip_test` take and give the same as
+    `serving_default` and `predict_image`, by `evaluation.flip_tested`.
 
     Where D = 3, the signature `to_camera` takes, as `serving_default`, image, and
         crop_box_xyxy (B, 4): float32, where the crop lies in the photograph, in its pixels.
@@ -175,12 +181,12 @@ def export_savedmodel(
             "tensorflow": tf.__version__,
         },
     }
-    network = float32_network(regressor, half_weights)
+    networks = float32_networks(regressor, half_weights)
     if kind == "image":
         crops = CropFormat(image_size, tuple(map(float, mean)), tuple(map(float, std)), box_margin)
-        endpoints = image_endpoints(network, crops, skeleton, dims, spread, confidence)
+        endpoints = image_endpoints(networks, crops, skeleton, dims, spread, confidence)
     else:
-        endpoints = lifting_endpoints(network, joints, spread)
+        endpoints = lifting_endpoints(networks.whole, joints, spread)
     # Serving passes over names that are not numbers. The graph goes one level deeper because the
     # temporary folder itself is private to this user, which a served model must not be.
     with tempfile.TemporaryDirectory(prefix=".export-", dir=directory) as temporary:

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -12,17 +13,24 @@ import tensorflow as tf
 from rle_tf.data.confidence import Confidence
 from rle_tf.data.crops import CropFormat
 from rle_tf.errors import ModelError
-from rle_tf.evaluation import flip_back
+from rle_tf.evaluation import Network, density, flip_tested
 from rle_tf.export.photograph import crops_of_photographs
 from rle_tf.geometry import DEPTH_MM, screen_coordinates
+from rle_tf.models.heatmap import at_the_maps
 from rle_tf.skeletons import Skeleton
 
-Network = Callable[[tf.Tensor], dict[str, tf.Tensor]]
 # By the name of each signature: its function and the tensors that the function takes.
 Endpoints = dict[str, tuple[Callable[..., dict[str, tf.Tensor]], list[tf.TensorSpec]]]
 
 
-def float32_network(regressor: keras.Model, half_weights: bool = False) -> Network:
+class Networks(NamedTuple):
+    """A regressor, and the same `at_the_maps` where its head has any."""
+
+    whole: Network
+    parts: tuple[Network, Network] | None
+
+
+def float32_networks(regressor: keras.Model, half_weights: bool = False) -> Networks:
     """The regressor in float32, traced once for all signatures: input -> `mu`, `log_sigma`.
 
     With `half_weights` its trained variables are float16, and become float32 when it runs.
@@ -31,36 +39,42 @@ def float32_network(regressor: keras.Model, half_weights: bool = False) -> Netwo
         ModelError: for a weight that float16 does not hold.
     """
     twin = _float32_twin(regressor)
-    signature = [tf.TensorSpec(regressor.input_shape)]
-    if not half_weights:
-        return tf.function(
-            lambda network_input: twin(network_input, training=False), signature, autograph=False
+    variables = {}
+    if half_weights:
+        twin.trainable = True  # also what was frozen, whose kernels are large
+        variables = {id(variable): _half(variable) for variable in twin.trainable_variables}
+        # Variances may be large, and are few.
+        variables |= {id(v): tf.Variable(v, trainable=False) for v in twin.non_trainable_variables}
+
+    def traced(model: keras.Model) -> Network:
+        def call(inputs):
+            if not half_weights:
+                return model(inputs, training=False)
+            values = [
+                tf.cast(tf.bitcast(variables[id(v)], tf.float16), tf.float32)
+                for v in model.trainable_variables
+            ]
+            others = [variables[id(v)] for v in model.non_trainable_variables]
+            output, _ = model.stateless_call(values, others, inputs, training=False)
+            return output
+
+        shapes = tf.nest.map_structure(lambda tensor: tf.TensorSpec(tensor.shape), model.input)
+        return tf.function(call, [shapes], autograph=False)
+
+    parts = at_the_maps(twin)
+    return Networks(traced(twin), parts and tuple(map(traced, parts)))
+
+
+def _half(variable: keras.Variable) -> tf.Variable:
+    half = tf.cast(variable, tf.float16)
+    if not np.isfinite(half).all():
+        raise ModelError(
+            f"{variable.path}: found {np.abs(variable).max():.4g}; expected weights up to 65504, "
+            "as float16 holds, or an export without half weights"
         )
-    twin.trainable = True  # also what was frozen, whose kernels are large
-    halves = []
-    for variable in twin.trainable_variables:
-        half = tf.cast(variable, tf.float16)
-        if not np.isfinite(half).all():
-            raise ModelError(
-                f"{variable.path}: found {np.abs(variable).max():.4g}; expected weights up to "
-                "65504, as float16 holds, or an export without half weights"
-            )
-        # As integers: TensorFlow writes an error about every model that holds a float16 variable to
-        # the terminal of CPUs that cannot compute in it, where nobody computes in it.
-        halves.append(tf.Variable(tf.bitcast(half, tf.uint16), trainable=False))
-    # Variances may be large, and are few.
-    others = [tf.Variable(variable, trainable=False) for variable in twin.non_trainable_variables]
-
-    def network(network_input):
-        values = [tf.cast(tf.bitcast(half, tf.float16), tf.float32) for half in halves]
-        output, _ = twin.stateless_call(values, others, network_input, training=False)
-        return output
-
-    return tf.function(network, signature, autograph=False)
-
-
-def _density(output: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    return {"mu": output["mu"], "sigma": tf.exp(output["log_sigma"])}
+    # As integers: TensorFlow writes an error about every model that holds a float16 variable to the
+    # terminal of CPUs that cannot compute in it, where nobody computes in it.
+    return tf.Variable(tf.bitcast(half, tf.uint16), trainable=False)
 
 
 def _checked(values: tf.Tensor, sound: tf.Tensor, sentence: str) -> tf.Tensor:
@@ -78,7 +92,7 @@ def _score(sigma: tf.Tensor) -> tf.Tensor:
 
 
 def image_endpoints(
-    network: Network,
+    networks: Networks,
     crops: CropFormat,
     skeleton: Skeleton,
     dims: int,
@@ -96,21 +110,19 @@ def image_endpoints(
 
     def regress(image, flip_test=False):
         image = crops.normalise(tf.cast(image, tf.float32))
-        output = _density(network(image))
         if not flip_test:
-            return output
+            return density(networks.whole(image))
         permutation = skeleton.flip_permutation
-        mirrored = _density(network(crops.mirror(image, permutation)))
-        mirrored = flip_back(mirrored, permutation, crops.mirror_shift)
-        return {key: (output[key] + mirrored[key]) / 2 for key in output}
+        mirrored = crops.mirror(image, permutation)
+        return flip_tested(*networks, image, mirrored, permutation, crops.mirror_shift)
 
     def depth(mu, error):
         if dims == 2:
             return {}
         return {"depth_mm": mu[..., 2] * DEPTH_MM, "depth_sigma_mm": error[..., 2] * DEPTH_MM}
 
-    def serve(image):
-        output = regress(image)
+    def serve(image, flip_test=False):
+        output = regress(image, flip_test)
         mu, error = output["mu"], output["sigma"] * spread
         return {
             **output,
@@ -119,6 +131,9 @@ def image_endpoints(
             "sigma_px": error[..., :2] * size_px,
             **depth(mu, error),
         }
+
+    def serve_flip_test(image):
+        return serve(image, flip_test=True)
 
     def predict_image(image_bytes, boxes_xyxy, flip_test=False):
         present, image, crop_box_xyxy = crops_of_photographs(image_bytes, boxes_xyxy, crops)
@@ -182,9 +197,10 @@ def image_endpoints(
     ]
     endpoints = {
         "serving_default": (serve, [image]),
+        "flip_test": (serve_flip_test, [image]),
         "predict_image": (predict_image, photograph),
         "predict_image_flip_test": (predict_image_flip_test, photograph),
-        "raw": (network, [tf.TensorSpec((None, height, width, 3), name="input")]),
+        "raw": (networks.whole, [tf.TensorSpec((None, height, width, 3), name="input")]),
     }
     if dims == 3:
         view = [
@@ -212,7 +228,7 @@ def lifting_endpoints(network: Network, joints: int, spread: np.ndarray) -> Endp
             tf.math.is_finite(image_wh) & (image_wh > 0),
             "image_wh: found a size that is not above 0; expected width and height in pixels",
         )
-        output = _density(network(screen_coordinates(keypoints_px, image_wh)))
+        output = density(network(screen_coordinates(keypoints_px, image_wh)))
         return {
             **output,
             "score": _score(output["sigma"]),

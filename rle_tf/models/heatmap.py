@@ -91,12 +91,17 @@ def peaks(maps):
 
 
 def at_the_maps(regressor: keras.Model) -> tuple[keras.Model, keras.Model] | None:
-    """A regressor with head heatmap in two: input -> maps (B, h, w, K) -> output; of others None.
+    """A regressor whose head has a map for each joint, `heatmap` or `soft_argmax`, in two; None of
+    others.
 
-    They share its variables.
+    Returns:
+        input -> [maps (B, h, w, K), what else the head looks at], and from those to the output.
+        They share the regressor's variables.
     """
-    names = {layer.name for layer in regressor.layers}
-    if "heatmap_cells" not in names:
+    layer = {layer.name: layer for layer in regressor.layers}
+    if "score_maps" not in layer:
         return None
-    maps = regressor.get_layer("score_maps").output
-    return keras.Model(regressor.input, maps), keras.Model(maps, regressor.output)
+    cut = [layer["score_maps"].output]
+    cut += [layer["pool"].output] if "pool" in layer else []
+    cut += [layer["cells"].input] if "cells" in layer else []
+    return keras.Model(regressor.input, cut), keras.Model(cut, regressor.output)

@@ -13,7 +13,9 @@ import tensorflow as tf
 from PIL import Image
 
 from rle_tf.data.confidence import Confidence, logit_sigma
+from rle_tf.data.crops import CropFormat
 from rle_tf.errors import ModelError
+from rle_tf.evaluation import forward_function
 from rle_tf.export import savedmodel
 from rle_tf.export.savedmodel import export_savedmodel, metadata_confidence, read_metadata
 from rle_tf.flow import RealNVP
@@ -27,7 +29,7 @@ ROOTED = Skeleton("rooted", ("head", "pelvis", "foot"), (), ((0, 1), (1, 2)), (0
 MEAN, STD = (0.406, 0.457, 0.48), (0.9, 1.0, 1.1)
 SPREAD = (0.8, 0.5, 0.25)
 HEIGHT, WIDTH = 16, 12
-ON_IMAGES = {"serving_default", "predict_image", "predict_image_flip_test", "raw"}
+ON_IMAGES = {"serving_default", "flip_test", "predict_image", "predict_image_flip_test", "raw"}
 README = Path(__file__).parents[2] / "saved_models" / "README.md"
 
 
@@ -742,6 +744,29 @@ def test_half_weights_halve_the_folder_and_leave_the_poses(tmp_path):
     np.testing.assert_allclose(outputs[1]["mu"], outputs[0]["mu"], atol=2e-3)
     np.testing.assert_allclose(outputs[1]["sigma"], outputs[0]["sigma"], rtol=0.02)
     assert not (outputs[1]["mu"] == outputs[0]["mu"]).all()
+
+
+@pytest.mark.parametrize("half_weights", [False, True])
+@pytest.mark.parametrize("head", ["pooled", "soft_argmax", "heatmap"])
+def test_the_flip_test_is_that_of_evaluation(tmp_path, head, half_weights):
+    keras.utils.set_random_seed(0)
+    image = keras.Input((32, 32, 3))
+    backbone = keras.Model(image, keras.layers.Conv2D(8, 3, 4, "same", activation="relu")(image))
+    maps = {"map_sigma": True, "map_window": 1.0} if head == "soft_argmax" else {}
+    regressor = build_regressor(backbone, LSP14, 2, (32, 32), head=head, **maps)
+    version = export_savedmodel(
+        regressor, tmp_path / "m", skeleton=LSP14, mean=MEAN, std=STD, box_margin=1.25,
+        half_weights=half_weights,
+    )  # fmt: skip
+    image = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    crops = CropFormat((32, 32), MEAN, STD)
+    wanted = forward_function(regressor, LSP14, crops, flip_test=True)(
+        crops.normalise(tf.cast(image, tf.float32))
+    )
+    found = serve(version, "flip_test", image=image)
+    assert found.keys() == serve(version, image=image).keys()
+    for key, value in wanted.items():
+        np.testing.assert_allclose(found[key], value, atol=5e-3 if half_weights else 1e-5)
 
 
 def test_an_export_without_a_calibration_has_no_confidence(regressor, tmp_path):
