@@ -28,6 +28,8 @@ pose_small: $(VENV)/installed
 		--out runs/pose_small_second $(if $(wildcard runs/pose_small_second/config.yaml),--resume)
 	$(BIN)/rle-tf train configs/pose_small_third.yaml --data-root $(DATA) \
 		--out runs/pose_small_third $(if $(wildcard runs/pose_small_third/config.yaml),--resume)
+	$(BIN)/rle-tf train configs/pose_small_fourth.yaml --data-root $(DATA) \
+		--out runs/pose_small_fourth $(if $(wildcard runs/pose_small_fourth/config.yaml),--resume)
 	$(BIN)/rle-tf train configs/pose_small.yaml --data-root $(DATA) --out runs/pose_small \
 		$(if $(wildcard runs/pose_small/config.yaml),--resume)
 	$(BIN)/rle-tf calibrate runs/pose_small
