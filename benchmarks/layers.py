@@ -94,7 +94,9 @@ def main() -> None:
     bind(threads)
     runtimes = {"LiteRT": litert, "OpenVINO": openvino}
     names = [f"{name} {kind}" for name in runtimes for kind in ("float32", "int8")]
-    title = f"G multiply-adds a second (half of the turns), one crop, {threads} threads\n"
+    title = (
+        f"G multiply-adds a second, one crop, {threads} threads: median and middle half of turns\n"
+    )
     title += machine(("ai-edge-litert", "openvino", "nncf"))
     table = Table("layers", "G", *names, title=title, box=None)
     for kind, (shape, make) in KINDS.items():

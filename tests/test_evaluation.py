@@ -162,12 +162,9 @@ def test_the_flip_test_makes_mirrored_crops_agree(regressor):
     )
 
 
-def test_the_flip_test_of_heatmaps_averages_maps():
-    keras.utils.set_random_seed(0)
-    regressor = build_regressor("resnet18", COCO17, 2, (64, 32), head="heatmap", deconvolutions=1)
-    for layer in regressor.layers:  # maps with peaks, not all but flat ones
-        if layer.name in ("deconv_0", "score_maps"):
-            layer.kernel.assign(100 * layer.kernel)
+def flip_tested_with_mean_maps(regressor):
+    """Two images, the flip test's output, which mirroring them does not change, and the mean of
+    their maps and those of their mirror images."""
     image = np.random.default_rng(1).normal(size=(2, 64, 32, 3)).astype("float32")
     forward = forward_function(regressor, COCO17, INPUT, flip_test=True)
     output, mirrored = forward(image), forward(image[:, :, ::-1].copy())
@@ -177,12 +174,22 @@ def test_the_flip_test_of_heatmaps_averages_maps():
     maps_of = keras.Model(regressor.input, regressor.get_layer("score_maps").output)
     maps, other = maps_of(image).numpy(), maps_of(image[:, :, ::-1]).numpy()
     mean = (maps + other[:, :, ::-1][..., list(COCO17.flip_permutation)]) / 2
+    return image, output, mean
+
+
+def test_the_flip_test_of_heatmaps_averages_maps():
+    keras.utils.set_random_seed(0)
+    regressor = build_regressor("resnet18", COCO17, 2, (64, 32), head="heatmap", deconvolutions=1)
+    for layer in regressor.layers:  # maps with peaks, not all but flat ones
+        if layer.name in ("deconv_0", "score_maps"):
+            layer.kernel.assign(100 * layer.kernel)
+    image, output, mean = flip_tested_with_mean_maps(regressor)
     wanted = mean.transpose(0, 3, 1, 2).reshape(2, 17, -1).argmax(axis=-1)
-    row, column = np.divmod(wanted, maps.shape[2])
+    row, column = np.divmod(wanted, mean.shape[2])
     x, y = np.moveaxis(output["mu"].numpy() + [1 / 64, 0], -1, 0)
     # Within the quarter of a cell that is added towards the higher neighbour.
-    np.testing.assert_allclose((x + 0.5) * maps.shape[2] - 0.5, column, atol=0.26)
-    np.testing.assert_allclose((y + 0.5) * maps.shape[1] - 0.5, row, atol=0.26)
+    np.testing.assert_allclose((x + 0.5) * mean.shape[2] - 0.5, column, atol=0.26)
+    np.testing.assert_allclose((y + 0.5) * mean.shape[1] - 0.5, row, atol=0.26)
     apart = forward_function(regressor, COCO17, INPUT, flip_test=False)
     back = flip_back(apart(image[:, :, ::-1].copy()), COCO17.flip_permutation, 1 / 32)
     places = (apart(image)["mu"] + back["mu"]) / 2
@@ -199,15 +206,7 @@ def test_the_flip_test_of_a_soft_argmax_averages_maps(window, map_sigma):
     for name, factor in (("deconv_0", 100), ("score_maps", 20), ("sigma_dense", 100)):
         kernel = regressor.get_layer(name).kernel
         kernel.assign(factor * kernel)
-    image = np.random.default_rng(1).normal(size=(2, 64, 32, 3)).astype("float32")
-    forward = forward_function(regressor, COCO17, INPUT, flip_test=True)
-    output, mirrored = forward(image), forward(image[:, :, ::-1].copy())
-    for key, value in flip_back(mirrored, COCO17.flip_permutation, 1 / 32).items():
-        np.testing.assert_allclose(value, output[key], atol=1e-5)
-
-    maps_of = keras.Model(regressor.input, regressor.get_layer("score_maps").output)
-    maps, other = maps_of(image).numpy(), maps_of(image[:, :, ::-1]).numpy()
-    mean = (maps + other[:, :, ::-1][..., list(COCO17.flip_permutation)]) / 2
+    image, output, mean = flip_tested_with_mean_maps(regressor)
     height, width = mean.shape[1:3]
     cells = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1).reshape(-1, 2)
     scores = mean.reshape(2, -1, 17).transpose(0, 2, 1)
