@@ -18,23 +18,27 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 
 # The model that comes with the package, from DATA (lspet/ and coco/) and WEIGHTS, an .npz of
-# ImageNet's; see MODEL_CARD.md. A run that was interrupted goes on where it stopped.
+# ImageNet's; see MODEL_CARD.md. A run that was interrupted goes on where it stopped. All five trainings
+# take ARGS.
 pose_small: $(VENV)/installed
 	$(if $(and $(DATA),$(WEIGHTS)),,$(error make pose_small DATA=FOLDER WEIGHTS=FILE.npz))
 	$(BIN)/rle-tf train configs/pose_small_first.yaml --data-root $(DATA) \
-		--out runs/pose_small_first --set model.weights=$(WEIGHTS) \
+		--out runs/pose_small_first --set model.weights=$(WEIGHTS) $(ARGS) \
 		$(if $(wildcard runs/pose_small_first/config.yaml),--resume)
 	$(BIN)/rle-tf train configs/pose_small_second.yaml --data-root $(DATA) \
-		--out runs/pose_small_second $(if $(wildcard runs/pose_small_second/config.yaml),--resume)
+		--out runs/pose_small_second $(ARGS) \
+		$(if $(wildcard runs/pose_small_second/config.yaml),--resume)
 	$(BIN)/rle-tf train configs/pose_small_third.yaml --data-root $(DATA) \
-		--out runs/pose_small_third $(if $(wildcard runs/pose_small_third/config.yaml),--resume)
+		--out runs/pose_small_third $(ARGS) \
+		$(if $(wildcard runs/pose_small_third/config.yaml),--resume)
 	$(BIN)/rle-tf train configs/pose_small_fourth.yaml --data-root $(DATA) \
-		--out runs/pose_small_fourth $(if $(wildcard runs/pose_small_fourth/config.yaml),--resume)
-	$(BIN)/rle-tf train configs/pose_small.yaml --data-root $(DATA) --out runs/pose_small \
+		--out runs/pose_small_fourth $(ARGS) \
+		$(if $(wildcard runs/pose_small_fourth/config.yaml),--resume)
+	$(BIN)/rle-tf train configs/pose_small.yaml --data-root $(DATA) --out runs/pose_small $(ARGS) \
 		$(if $(wildcard runs/pose_small/config.yaml),--resume)
 	$(BIN)/rle-tf calibrate runs/pose_small
 	$(BIN)/rle-tf export runs/pose_small --half-weights --format savedmodel --format litert \
-		--precision int8 --precision float16 --report
+		--precision int8 --precision float16 --flip-test --report
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -4,8 +4,9 @@
     python examples/litert_photo.py saved_models/demo/1-int8.tflite photo.jpg --box 120 40 260 420
 
 prints for each joint its place and expected error in pixels of the photograph, and its confidence
-where the model is calibrated, else its score. The JSON beside the model, which
-`rle-tf export --format litert` writes, says how the crop is cut.
+where the model is calibrated, else its score. --flip-test looks at the mirrored crop, too, where
+the model was exported with it. The JSON beside the model, which `rle-tf export --format litert`
+writes, says how the crop is cut.
 """
 
 import argparse
@@ -74,6 +75,7 @@ def main():
         help="the person, in pixels of the photograph; default: all of it",
     )
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--flip-test", action="store_true", help="look at the mirrored crop, too")
     options = parser.parse_args()
 
     for path in (options.model, options.model.with_suffix(".json"), options.photo):
@@ -92,7 +94,10 @@ def main():
     crop = cut(photo, crop_xyxy, about["image_size"])
 
     interpreter = Interpreter(str(options.model), num_threads=options.threads)
-    pose = interpreter.get_signature_runner("serving_default")(image=crop[None])
+    signature = "serving_default_flip_test" if options.flip_test else "serving_default"
+    if signature not in interpreter.get_signature_list():
+        sys.exit(f"{options.model}: has no flip test; expected an export with --flip-test")
+    pose = interpreter.get_signature_runner(signature)(image=crop[None])
 
     height, width = about["image_size"]
     scale = (crop_xyxy[2:] - crop_xyxy[:2]) / (width, height)  # of photograph to crop pixels

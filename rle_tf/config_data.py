@@ -65,7 +65,7 @@ class EvaluateConfig(Section):
 
     Attributes:
         batch_size: Of prediction.
-        flip_test: Average with the prediction for the mirrored input.
+        flip_test: Average with the prediction for the mirrored input, in a batch of twice the size.
         boxes: Annotated boxes, or the split's detections.
         min_box_score: Detections below it are left out.
         oks_nms: Threshold of the non-maximum suppression among detections.

@@ -50,26 +50,34 @@ def flip_tested(
     SimpleBaseline does: a joint may be in one of two places, and not halfway.
 
     Args:
-        network: The regressor.
+        network: The regressor; it is given 2 B inputs at once.
         parts: The same `at_the_maps`, if it has any.
+        inputs, mirrored: (B, ...) each.
         permutation, shift: As in `flip_back`.
     """
+    # One batch, as a graph with the network in it twice would be twice as large on a device.
+    both, batch = tf.concat([inputs, mirrored], axis=0), tf.shape(inputs)[0]
+
+    def halves(tensor):
+        # Not by `tf.split`, whose two outputs LiteRT's converter does not keep in float.
+        return tensor[:batch], tensor[batch:]
+
     if parts is None:
-        outputs = network(inputs), network(mirrored)
+        output = network(both)
     else:
         maps_of, head = parts
         # Of one output Keras makes no list.
-        maps, *beside = tf.nest.flatten(maps_of(inputs))
-        others, *beside_others = tf.nest.flatten(maps_of(mirrored))
+        maps, *beside = tf.nest.flatten(maps_of(both))
 
         def mirror(maps):
             return tf.gather(maps[:, :, ::-1], permutation, axis=-1)
 
+        maps, others = halves(maps)
         maps = (maps + mirror(others)) / 2
-        outputs = head([maps, *beside]), head([mirror(maps), *beside_others])
-    output, back = map(density, outputs)
-    back = flip_back(back, permutation, shift)
-    return {key: (output[key] + back[key]) / 2 for key in output}
+        output = head([tf.concat([maps, mirror(maps)], axis=0), *beside])
+    pairs = {key: halves(value) for key, value in density(output).items()}
+    back = flip_back({key: pair[1] for key, pair in pairs.items()}, permutation, shift)
+    return {key: (pair[0] + back[key]) / 2 for key, pair in pairs.items()}
 
 
 # Two, with and without flip test: a training run evaluates the same regressor epoch after epoch,

@@ -24,7 +24,7 @@ from rle_tf.data.source import Poses
 from rle_tf.drawing import draw_poses
 from rle_tf.errors import DataError, ModelError
 from rle_tf.evaluation import forward_function
-from rle_tf.export.savedmodel import load_savedmodel, metadata_confidence, read_metadata
+from rle_tf.export.savedmodel import load_forward, metadata_confidence, read_metadata
 from rle_tf.run_folder import RunFolder
 from rle_tf.skeletons import Skeleton
 
@@ -138,7 +138,6 @@ def load(model: Path | str = "pose_small", flip_test: bool = False) -> Predictor
 def _from_savedmodel(folder: Path, flip_test: bool) -> Predictor:
     metadata = read_metadata(folder)
     _check_sees_images(metadata["input"] == "image", folder)
-    loaded = load_savedmodel(folder)
     skeleton = Skeleton(
         name=metadata["skeleton"],
         joints=tuple(metadata["joints"]),
@@ -146,23 +145,12 @@ def _from_savedmodel(folder: Path, flip_test: bool) -> Predictor:
         bones=tuple(map(tuple, metadata["bones"])),
         upper_body=(),
     )
-    name = "flip_test" if flip_test else "serving_default"
-    if name not in loaded.signatures:
-        raise ModelError(
-            f"{folder}: found the signatures {', '.join(loaded.signatures)}; expected '{name}', "
-            "which an export by this version of rle-tf has"
-        )
-
-    def forward(crops):
-        # Not taken out once for all: a signature does not keep the loaded object's weights.
-        return loaded.signatures[name](image=crops)
-
     return Predictor(
         skeleton,
         tuple(metadata["image_size"]),
         metadata["box_margin"],
         np.array(metadata["spread"], float),
-        forward,
+        load_forward(folder, flip_test),
         metadata_confidence(metadata),
     )
 

@@ -223,9 +223,9 @@ def test_the_flip_test_of_an_exported_model_is_a_signature(monkeypatch, tmp_path
     monkeypatch.setattr(
         tf.saved_model, "load", lambda folder: SimpleNamespace(signatures=signatures)
     )
-    with pytest.raises(ModelError, match="found the signatures serving_default; expected 'flip_te"):
+    with pytest.raises(ModelError, match="found the signatures serving_default; expected 'serv"):
         prediction.load(tmp_path, flip_test=True)
-    signatures["flip_test"] = lambda image: brightest_pixel(image[:, :, ::-1])
+    signatures["serving_default_flip_test"] = lambda image: brightest_pixel(image[:, :, ::-1])
     image = prediction.read_image(photograph(tmp_path / "a.png"))
     box = np.array([[100.0, 20, 190, 140]])
     plain, other = (prediction.load(tmp_path, flip)(image, box).keypoints for flip in (False, True))

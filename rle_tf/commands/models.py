@@ -330,6 +330,13 @@ def export(
             help="Measure what was written: size, latency, and accuracy on the validation people.",
         ),
     ] = False,
+    flip_test: Annotated[
+        bool,
+        typer.Option(
+            "--flip-test",
+            help="LiteRT files have a flip test, too, and the report is of it as well.",
+        ),
+    ] = False,
     half_weights: Annotated[
         bool,
         typer.Option("--half-weights", help="Half the SavedModel's size: variables of 16 bits."),
@@ -351,9 +358,10 @@ def export(
         name,
         formats,
         precisions or [Precision.float32],
-        serving,
-        report,
-        half_weights,
+        serving=serving,
+        report=report,
+        flip_test=flip_test,
+        half_weights=half_weights,
     )
 
 
@@ -423,6 +431,7 @@ def export_run_folder(
     precisions: list[Precision],
     serving: bool = False,
     report: bool = False,
+    flip_test: bool = False,
     half_weights: bool = False,
 ) -> None:
     from rle_tf.export.run import export_run
@@ -438,6 +447,7 @@ def export_run_folder(
             precisions=precisions,
             serving=serving,
             report=report,
+            flip_test=flip_test,
             half_weights=half_weights,
             on_step=status.update,
             on_file=lambda path: CONSOLE.print(f"exported: {path}", soft_wrap=True),

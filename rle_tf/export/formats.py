@@ -1,4 +1,5 @@
-"""What a regressor can be exported as; without TensorFlow, for the command line's help."""
+"""What a regressor can be exported as; without TensorFlow, for the command line's help, and for
+processes whose memory is measured."""
 
 from enum import StrEnum
 
@@ -27,3 +28,11 @@ class Precision(StrEnum):
     float16 = "float16"
     dynamic_int8 = "dynamic_int8"
     int8 = "int8"
+
+
+def crops_signature(flip_test: bool) -> str:
+    """Name of the signature that takes crops, in SavedModels and LiteRT files.
+
+    A bare LiteRT interpreter sees the first in the alphabet: `serving_default`.
+    """
+    return "serving_default_flip_test" if flip_test else "serving_default"

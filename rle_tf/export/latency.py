@@ -17,11 +17,13 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from rle_tf.errors import ModelError
+from rle_tf.export.formats import crops_signature
 from rle_tf.timing import Times, bind, peak_memory_mib
 
 WARM_UP_RUNS = 20
@@ -42,8 +44,11 @@ class Runner:
     path: Path
 
     @classmethod
-    def of(cls, path: Path) -> "Runner":
-        """By what usually runs such a file."""
+    def of(cls, path: Path, flip_test: bool = False) -> "Runner":
+        """By what usually runs such a file; with a flip test only a SavedModel and a .tflite."""
+        if flip_test:
+            name = "litert" if path.suffix == ".tflite" else "savedmodel"
+            return cls(f"{__name__}:{name}_flip_test", path)
         usual = {".tflite": "LiteRT", ".onnx": "ONNX Runtime", ".xml": "OpenVINO"}
         return cls(usual.get(path.suffix, "SavedModel"), path)
 
@@ -130,39 +135,33 @@ def _crops(batch: int, shape: Sequence) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (batch, *size), dtype=np.uint8)
 
 
-def _savedmodel(model: str, threads: int, batch: int) -> Callable[[], object]:
+def _savedmodel(
+    model: str, threads: int, batch: int, flip_test: bool = False
+) -> Callable[[], object]:
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
     loaded = tf.saved_model.load(model)
-    signature = loaded.signatures["serving_default"]
+    key = crops_signature(flip_test)
+    signature = loaded.signatures[key]
     crops = _crops(batch, signature.structured_input_signature[1]["image"].shape)
 
     def run():
         # With the model, which the signature does not keep.
-        output = loaded.signatures["serving_default"](image=tf.constant(crops))
+        output = loaded.signatures[key](image=tf.constant(crops))
         return {name: tensor.numpy() for name, tensor in output.items()}
 
     return run
 
 
-def _litert(model: str, threads: int, batch: int) -> Callable[[], object]:
+def _litert(model: str, threads: int, batch: int, flip_test: bool = False) -> Callable[[], object]:
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model, num_threads=threads)
-    (image,) = interpreter.get_input_details()
-    crops = _crops(batch, image["shape"])
-    interpreter.resize_tensor_input(image["index"], crops.shape)
-    interpreter.allocate_tensors()
-    outputs = [detail["index"] for detail in interpreter.get_output_details()]
-
-    def run():
-        interpreter.set_tensor(image["index"], crops)
-        interpreter.invoke()
-        return [interpreter.get_tensor(index) for index in outputs]
-
-    return run
+    runner = interpreter.get_signature_runner(crops_signature(flip_test))
+    crops = _crops(batch, runner.get_input_details()["image"]["shape"])
+    return lambda: runner(image=crops)
 
 
 def _onnx(model: str, threads: int, batch: int) -> Callable[[], object]:
@@ -195,6 +194,8 @@ def _openvino(model: str, threads: int, batch: int, precision: str = "f32") -> C
     return lambda: compiled({0: crops})
 
 
+savedmodel_flip_test = partial(_savedmodel, flip_test=True)
+litert_flip_test = partial(_litert, flip_test=True)
 RUNTIMES = {
     "SavedModel": _savedmodel,
     "LiteRT": _litert,

@@ -20,7 +20,7 @@ from rle_tf.data.source import InputFormat, Source
 from rle_tf.errors import ModelError
 from rle_tf.evaluation import pixel_format
 from rle_tf.export.converter_process import check_paths, run_converter
-from rle_tf.export.formats import Precision
+from rle_tf.export.formats import Precision, crops_signature
 from rle_tf.export.savedmodel import read_metadata
 
 # Fewer crops than these do not show what activations come to.
@@ -31,18 +31,20 @@ _XY_OF_CROP = "pixels of the crop, x and y"
 _XY_OF_PHOTO = "pixels of the photograph, x and y"
 _CONFIDENCE = "probability of being off by less than a tenth of the person's size, 0 to 1"
 _MM = "mm from the root joint: x right, y down, z away from the camera"
+_OF_CROPS = {
+    "image": "crops of one person each, RGB, 0 to 255",
+    "mu": "x and y: pixel / (W, H) - 0.5 of the crop; z: mm / 2000 from the root joint",
+    "sigma": "as mu",
+    "score": "1 - mean of sigma, 0 to 1",
+    "confidence": _CONFIDENCE,
+    "keypoints_px": _XY_OF_CROP,
+    "sigma_px": _XY_OF_CROP,
+    "depth_mm": "mm from the root joint, positive is farther from the camera",
+    "depth_sigma_mm": "mm",
+}
 _UNITS = {
-    ("image", "serving_default"): {
-        "image": "crops of one person each, RGB, 0 to 255",
-        "mu": "x and y: pixel / (W, H) - 0.5 of the crop; z: mm / 2000 from the root joint",
-        "sigma": "as mu",
-        "score": "1 - mean of sigma, 0 to 1",
-        "confidence": _CONFIDENCE,
-        "keypoints_px": _XY_OF_CROP,
-        "sigma_px": _XY_OF_CROP,
-        "depth_mm": "mm from the root joint, positive is farther from the camera",
-        "depth_sigma_mm": "mm",
-    },
+    ("image", "serving_default"): _OF_CROPS,
+    ("image", "serving_default_flip_test"): _OF_CROPS,
     ("image", "to_camera"): {
         "image": "crops of one person each, RGB, 0 to 255",
         "crop_box_xyxy": "pixels of the photograph: left, top, right, bottom",
@@ -72,6 +74,7 @@ def export_litert(
     path: str | Path,
     precision: Precision | str = Precision.float32,
     calibration: np.ndarray | None = None,
+    flip_test: bool = False,
 ) -> Path:
     """Converts a SavedModel that `export_savedmodel` wrote, with LiteRT's builtin operators alone.
 
@@ -98,6 +101,9 @@ def export_litert(
         precision: What it holds and computes in.
         calibration: (N, H, W, 3) uint8, crops as they will be sent, for int8 alone: see
             `calibration_crops`.
+        flip_test: Of an image regressor: whether the file has `serving_default_flip_test`, too.
+            Without one it is smaller, and so is the memory that it takes, as each signature's
+            weights are laid out anew there.
 
     Returns:
         `path`.
@@ -105,8 +111,8 @@ def export_litert(
     Raises:
         ModelError: The folder is not an exported model; `path` is a folder or ends in .json; the
             precision is unknown; it is int8 and the calibration is absent, too small or of another
-            shape or dtype, or the model is a lifter; the converter cannot convert the graph, where
-            the message ends with what it said.
+            shape or dtype, or the model is a lifter; a flip test of a lifter; the converter cannot
+            convert the graph, where the message ends with what it said.
     """
     saved_model_dir, path = Path(saved_model_dir), Path(path)
     check_paths(saved_model_dir, path)
@@ -119,9 +125,15 @@ def export_litert(
         raise ModelError(f"precision: found {precision!r}; expected one of {valid}") from None
     metadata = read_metadata(saved_model_dir)
     _check_calibration(metadata, precision, calibration, saved_model_dir)
-    signatures = [name for kind, name in _UNITS if kind == metadata["input"]]
-    if metadata["dims"] == 2:
-        signatures.remove("to_camera")
+    of_images = metadata["input"] == "image"
+    if flip_test and not of_images:
+        raise ModelError(
+            f"{saved_model_dir}: a lifter, which is exported without flip test; expected a model "
+            "that looks at images, or flip_test=False"
+        )
+    signatures = [crops_signature(False)]
+    signatures += [crops_signature(True)] * flip_test
+    signatures += ["to_camera"] * (of_images and metadata["dims"] == 3)
 
     with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as temporary:
         model, crops = Path(temporary, path.name), Path(temporary, "calibration.npy")

@@ -45,7 +45,7 @@ def convert(
     beside = _inputs_beside_the_crop(saved_model, signatures)
 
     def samples() -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-        # All signatures see the same, so that all scale alike and share their weights.
+        # All signatures see the same; their ranges differ but by a flip test's mirror image.
         for crop in crops:
             for signature in signatures:
                 yield signature, {"image": crop[None], **beside[signature]}

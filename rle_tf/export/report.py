@@ -22,9 +22,10 @@ from rle_tf.evaluation import (
     pixel_format,
     predict_outputs,
 )
+from rle_tf.export.formats import crops_signature
 from rle_tf.export.latency import Runner, measure_latency
 from rle_tf.export.litert import operators
-from rle_tf.export.savedmodel import load_savedmodel, read_metadata
+from rle_tf.export.savedmodel import load_forward, read_metadata
 from rle_tf.files import bytes_of
 from rle_tf.geometry import DEPTH_MM
 from rle_tf.run_folder import RunFolder, without_nan
@@ -42,12 +43,12 @@ def deployment_report(
     files: Sequence[str | Path] = (),
     *,
     people: int | None = None,
+    flip_test: bool = False,
     on_step: Callable[[str], None] | None = None,
 ) -> dict:
     """Compares a run's exports with each other and with Keras, all on the same uint8 crops.
 
-    People are those of the run's validation set, in the boxes of its `evaluate.boxes`; there is no
-    flip test, which an exported model of crops does not have.
+    People are those of the run's validation set, in the boxes of its `evaluate.boxes`.
 
     Args:
         run: A training run's folder.
@@ -56,6 +57,8 @@ def deployment_report(
         savedmodel: The version's folder that was exported from it.
         files: `.tflite`, `.onnx` and OpenVINO's `.xml` files that were converted from that.
         people: How many, spread over the validation set; by default all of it.
+        flip_test: Whether Keras, the SavedModel and the `.tflite` files are measured with a flip
+            test, too.
         on_step: Called with a line about each step before it begins.
 
     Returns:
@@ -63,22 +66,24 @@ def deployment_report(
         run, model: the two folders.
         people: how many.
         machine: processor and number of cores at hand.
-        formats: a dict each, Keras first, then the SavedModel and the files as given:
+        formats: a dict each, Keras first, then the SavedModel and the files as given, then those
+        with a flip test:
+            flip_test: whether it is one of those.
             format: "Keras", "SavedModel", "LiteRT", "ONNX" or "OpenVINO".
             precision: of LiteRT its `Precision`, "float32" of the others.
             path: the file or folder.
             bytes: its size.
             operators: {name: how often} of LiteRT, where all are builtin ones; None of others.
             scores: the source's metrics; None where one is not defined.
-            deviation_px: {"mean", "p95", "max"}, distance from Keras's keypoints in pixels of the
-                crop.
+            deviation_px: {"mean", "p95", "max"}, distance from the keypoints of Keras, with a flip
+                test from its own, in pixels of the crop.
             deviation_mm: the same of depths, in 3D; None in 2D.
             deviation_sigma: {"median", "p95"}, relative to Keras's sigma.
             latency_ms: {"1", "2"}: the median for one crop by the number of threads; None of Keras.
 
     Raises:
-        ModelError: The regressor does not look at images, a file is absent or of another kind, or
-            its operators are not all builtin ones.
+        ModelError: The regressor does not look at images, a file is absent or of another kind, its
+            operators are not all builtin ones, or it lacks the flip test that is asked for.
         DataError: for an image that cannot be used.
     """
     savedmodel, files = Path(savedmodel), [Path(file) for file in files]
@@ -91,23 +96,30 @@ def deployment_report(
         rows = np.linspace(0, len(source.records) - 1, people).astype(int)
         source = source.take(rows)
     say = on_step or (lambda line: None)
+    read_metadata(savedmodel)  # which says what is wrong where it is none of ours
 
-    regress = forward_function(regressor, source.skeleton, image_format, flip_test=False)
+    def keras_forward(flip: bool) -> Forward:
+        regress = forward_function(regressor, source.skeleton, image_format, flip)
+        return lambda crops: regress(image_format.normalise(tf.cast(crops, tf.float32)))
+
     entries = [
-        {
-            "format": "Keras", "precision": "float32", "path": str(run.regressor),
-            "operators": None,
-            "forward": lambda crops: regress(image_format.normalise(tf.cast(crops, tf.float32))),
-        },
-        {
-            "format": "SavedModel", "precision": "float32", "path": str(savedmodel),
-            "operators": None, "forward": _savedmodel_forward(savedmodel),
-        },
-        *(_file_entry(file) for file in files),
+        {"flip_test": flip, **entry}
+        for flip in ([False, True] if flip_test else [False])
+        for entry in (
+            {
+                "format": "Keras", "precision": "float32", "path": str(run.regressor),
+                "operators": None, "forward": keras_forward(flip),
+            },
+            {
+                "format": "SavedModel", "precision": "float32", "path": str(savedmodel),
+                "operators": None, "forward": load_forward(savedmodel, flip),
+            },
+            *(_file_entry(file, flip) for file in files if not flip or file.suffix == ".tflite"),
+        )
     ]  # fmt: skip
-    reference, (spread, _) = None, uncertainty(run, regressor)
+    spread, _ = uncertainty(run, regressor)
     for entry in entries:
-        say(f"accuracy of {entry['path']}")
+        say(f"accuracy of {entry['path']}{', flip test' if entry['flip_test'] else ''}")
         output = predict_outputs(
             of_pixels(entry.pop("forward")),
             source.records,
@@ -115,16 +127,18 @@ def deployment_report(
             pixels,
             batch_size=config.evaluate.batch_size,
         )
-        reference = reference or output
+        if entry["format"] == "Keras":
+            reference = output
         entry["bytes"] = bytes_of(Path(entry["path"]))
         poses = image_format.decode(output, source.records, spread)
         entry["scores"] = without_nan(source.score(poses))
         entry |= deviation(output, reference, image_format.image_size)
         entry["latency_ms"] = None
-    exported = entries[1:]
+    exported = [entry for entry in entries if entry["format"] != "Keras"]
     for threads in THREADS:
         say(f"latency at {threads} thread{'s' if threads > 1 else ''}")
-        measured = measure_latency([Runner.of(Path(each["path"])) for each in exported], threads)
+        runners = [Runner.of(Path(each["path"]), each["flip_test"]) for each in exported]
+        measured = measure_latency(runners, threads)
         for entry, latency in zip(exported, measured, strict=True):
             entry["latency_ms"] = {**(entry["latency_ms"] or {}), str(threads): latency.median_ms}
     return {
@@ -147,9 +161,11 @@ def report_table(report: dict) -> tuple[list[str], list[list[str]]]:
     rows = []
     for entry in formats:
         name = entry["format"]
+        if name == "Keras" and entry["flip_test"]:
+            rows.append(["flip test:", *[""] * (len(header) - 1)])
         row = [f"{name} {entry['precision']}" if name == "LiteRT" else name]
         row += [f"{entry['bytes'] / 1e6:.2f}", *(f"{entry['scores'][key]:.4f}" for key in shown)]
-        if entry is formats[0]:  # what the others deviate from
+        if name == "Keras":  # what the others deviate from
             row += [""] * (len(header) - len(row))
         else:
             px, sigma = entry["deviation_px"], entry["deviation_sigma"]
@@ -163,7 +179,7 @@ def report_table(report: dict) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def _file_entry(file: Path) -> dict:
+def _file_entry(file: Path, flip_test: bool) -> dict:
     if not file.is_file():
         raise ModelError(f"{file}: no such file; expected a .tflite, .onnx or .xml file")
     if file.suffix == ".tflite":
@@ -172,7 +188,8 @@ def _file_entry(file: Path) -> dict:
             raise ModelError(f"{about}: no such file; expected what `export_litert` writes")
         return {
             "format": "LiteRT", "precision": json.loads(about.read_text())["precision"],
-            "path": str(file), "operators": operators(file), "forward": litert_forward(file),
+            "path": str(file), "operators": operators(file),
+            "forward": litert_forward(file, flip_test),
         }  # fmt: skip
     others = {".onnx": ("ONNX", _onnx_forward), ".xml": ("OpenVINO", _openvino_forward)}
     if file.suffix not in others:
@@ -186,15 +203,20 @@ def _file_entry(file: Path) -> dict:
     }  # fmt: skip
 
 
-def _savedmodel_forward(folder: Path) -> Forward:
-    read_metadata(folder)  # which says what is wrong where it is none of ours
-    loaded = load_savedmodel(folder)
-    return lambda crops: loaded.signatures["serving_default"](image=crops)
+def litert_forward(file: Path, flip_test: bool = False) -> Forward:
+    """A `.tflite` file as a function of uint8 crops.
 
-
-def litert_forward(file: Path) -> Forward:
-    """A `.tflite` file as a function of uint8 crops."""
-    runner = Interpreter(str(file)).get_signature_runner("serving_default")
+    Raises:
+        ModelError: It was exported without a flip test.
+    """
+    interpreter, name = Interpreter(str(file)), crops_signature(flip_test)
+    found = interpreter.get_signature_list()
+    if name not in found:
+        raise ModelError(
+            f"{file}: found the signatures {', '.join(found)}; expected '{name}', which "
+            "rle-tf export --flip-test writes"
+        )
+    runner = interpreter.get_signature_runner(name)
     return lambda crops: runner(image=crops.numpy())
 
 

@@ -35,6 +35,7 @@ def export_run(
     precisions: Sequence[Precision] = (Precision.float32,),
     serving: bool = False,
     report: bool = False,
+    flip_test: bool = False,
     half_weights: bool = False,
     on_step: Callable[[str], None] | None = None,
     on_file: Callable[[Path], None] | None = None,
@@ -54,6 +55,7 @@ def export_run(
             activations come to.
         serving: Also write the warm-up requests and the configuration of TensorFlow Serving.
         report: Also write `VERSION-report.json`, what `deployment_report` gives.
+        flip_test: Whether the LiteRT files have a flip test, too, and the report is of it as well.
         half_weights: Whether the SavedModel's variables are float16.
         on_step: Called with a line about each step before it begins.
         on_file: Called with each SavedModel, file and configuration file once it is written.
@@ -63,16 +65,21 @@ def export_run(
 
     Raises:
         ModelError: A format cannot hold the regressor; the calibration of the run is of another
-            one; the packages of an extra are not installed;
-            `serving` or `report` without a SavedModel; `report` of a lifter; a name that cannot
-            stand in a path and in an address. Nothing is written then.
+            one; the packages of an extra are not installed; `serving` or `report` without a
+            SavedModel; `flip_test` with neither LiteRT nor `report`; one of these two of a lifter;
+            a name that cannot stand in a path and in an address. Nothing is written then.
         DataError: The images for int8 cannot be used.
     """
     for wanted, needed in (("serving", serving), ("report", report)):
         if needed and Format.savedmodel not in formats:
             raise ModelError(f"{wanted}: found no SavedModel among the formats; expected one")
-    if report and not config.input_format.reads_images:
-        raise ModelError(f"report: found {run.path}, a lifter; expected a model that sees images")
+    for wanted, needed in (("report", report), ("flip_test", flip_test)):
+        if needed and not config.input_format.reads_images:
+            raise ModelError(
+                f"{wanted}: found {run.path}, a lifter; expected a model that sees images"
+            )
+    if flip_test and Format.litert not in formats and not report:
+        raise ModelError("flip_test: is of LiteRT files and the report; expected one of them")
     if serving:
         check_serving_installed()
     if Format.onnx in formats:
@@ -138,7 +145,7 @@ def export_run(
             say(f"converting to LiteRT, {precision}")
             crops_if_int8 = ranges if precision == Precision.int8 else None
             path = model_dir / f"{version}-{precision}.tflite"
-            files.append(export_litert(saved, path, precision, crops_if_int8))
+            files.append(export_litert(saved, path, precision, crops_if_int8, flip_test))
             add(path)
         if Format.onnx in formats:
             say("converting to ONNX")
@@ -153,7 +160,9 @@ def export_run(
         for path in write_serving(model_dir) if serving else ():
             add(path)
         if report:
-            measured = deployment_report(run, config, regressor, kept, files, on_step=say)
+            measured = deployment_report(
+                run, config, regressor, kept, files, flip_test=flip_test, on_step=say
+            )
             path = model_dir / f"{version}-report.json"
             path.write_text(json.dumps(measured, indent=1) + "\n")
             add(path)

@@ -16,6 +16,8 @@ from numpy.typing import ArrayLike
 from rle_tf.data.confidence import Confidence
 from rle_tf.data.crops import CropFormat
 from rle_tf.errors import ModelError
+from rle_tf.evaluation import Forward
+from rle_tf.export.formats import crops_signature
 from rle_tf.export.serving import write_warm_up
 from rle_tf.export.signatures import (
     Endpoints,
@@ -75,8 +77,8 @@ def export_savedmodel(
             and depth_sigma_mm (B, N, K); 0 where there is no box.
         person_score (B, N): mean + maximum of `score`.
         present (B, N): bool, where there is a box.
-    The signatures `flip_test` and `predict_image_flip_test` take and give the same as
-    `serving_default` and `predict_image`, by `evaluation.flip_tested`.
+    The signatures `serving_default_flip_test` and `predict_image_flip_test` take and give the same
+    as `serving_default` and `predict_image`, by `evaluation.flip_tested`.
 
     Where D = 3, the signature `to_camera` takes, as `serving_default`, image, and
         crop_box_xyxy (B, 4): float32, where the crop lies in the photograph, in its pixels.
@@ -272,6 +274,22 @@ def load_savedmodel(version_dir: str | Path):
         raise ModelError(
             f"{version_dir}: cannot be loaded; expected a whole SavedModel ({reason:.200})"
         ) from error
+
+
+def load_forward(version_dir: str | Path, flip_test: bool = False) -> Forward:
+    """An exported model of images as a function of uint8 crops, with all that it says of them.
+
+    Raises:
+        ModelError: as `load_savedmodel`, or if it was exported before there was a flip test.
+    """
+    loaded, name = load_savedmodel(version_dir), crops_signature(flip_test)
+    if name not in loaded.signatures:
+        raise ModelError(
+            f"{version_dir}: found the signatures {', '.join(loaded.signatures)}; expected "
+            f"'{name}', which an export by this version of rle-tf has"
+        )
+    # Not taken out once for all: a signature does not keep the loaded object's weights.
+    return lambda crops: loaded.signatures[name](image=crops)
 
 
 def newest_version(directory: Path) -> int:

@@ -197,7 +197,7 @@ def image_endpoints(
     ]
     endpoints = {
         "serving_default": (serve, [image]),
-        "flip_test": (serve_flip_test, [image]),
+        "serving_default_flip_test": (serve_flip_test, [image]),
         "predict_image": (predict_image, photograph),
         "predict_image_flip_test": (predict_image_flip_test, photograph),
         "raw": (networks.whole, [tf.TensorSpec((None, height, width, 3), name="input")]),

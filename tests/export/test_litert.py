@@ -96,8 +96,8 @@ def exported(request, tmp_path_factory):
     version = export_savedmodel(
         regressor, root / "saved_models" / "demo", skeleton=COCO17, **OF_CROPS
     )
-    assert export_litert(version, tflite(version)) == tflite(version)
-    export_litert(version, tflite(version, "int8"), Precision.int8, crops(16))
+    assert export_litert(version, tflite(version), flip_test=True) == tflite(version)
+    export_litert(version, tflite(version, "int8"), Precision.int8, crops(16), flip_test=True)
     normalised = (crops(3) / 255 - np.array(MEAN)).astype(np.float32)
     np.savez(root / "keras.npz", **regressor(normalised, training=False))
     return version
@@ -128,6 +128,15 @@ def test_equals_saved_model_at_any_batch(exported, saved_model):
         assert_same(runner(image=crops(batch)), serve(saved_model, image=crops(batch)))
 
 
+def test_flip_test(exported, saved_model):
+    runner = Interpreter(str(tflite(exported))).get_signature_runner("serving_default_flip_test")
+    for batch in (1, 3, 2):
+        found = runner(image=crops(batch))
+        assert_same(found, serve(saved_model, "serving_default_flip_test", image=crops(batch)))
+        plain = serve(saved_model, image=crops(batch))
+        assert np.abs(found["keypoints_px"] - plain["keypoints_px"]).max() > 0.1
+
+
 def test_resized_input(exported, saved_model):
     interpreter = Interpreter(str(tflite(exported)))
     (image,) = interpreter.get_input_details()
@@ -150,7 +159,7 @@ def exported_3d(tmp_path_factory):
         **OF_CROPS,
     )  # fmt: skip
     export_litert(version, tflite(version))
-    export_litert(version, tflite(version, "int8"), "int8", crops(16))
+    export_litert(version, tflite(version, "int8"), "int8", crops(16), flip_test=True)
     return version
 
 
@@ -180,13 +189,14 @@ def test_every_signature_in_three_dimensions(exported_3d, exported_lifter, views
 
 def test_bare_interpreter_takes_the_first_signature_of_the_alphabet(exported_3d):
     """Which is `serving_default`, as every program for one signature expects."""
-    (detail,) = Interpreter(str(tflite(exported_3d))).get_input_details()
-    assert detail["name"].removesuffix(":0") == "serving_default_image"
+    for precision in ("float32", "int8"):
+        (detail,) = Interpreter(str(tflite(exported_3d, precision))).get_input_details()
+        assert detail["name"].removesuffix(":0") == "serving_default_image"
 
 
 def test_what_looks_at_photographs_stays_behind(exported, exported_3d, exported_lifter):
     for version, signatures in (
-        (exported, {"serving_default"}),
+        (exported, {"serving_default", "serving_default_flip_test"}),
         (exported_3d, {"serving_default", "to_camera"}),
         (exported_lifter, {"serving_default"}),
     ):
@@ -205,8 +215,8 @@ def test_signatures_share_the_weights(exported_3d, precision):
         data = {tensor.buffer: model.buffers[tensor.buffer].data for tensor in graph.tensors}
         return {i for i, values in data.items() if values is not None and len(values) > 1000}
 
-    first, second = (weights(graph) for graph in model.subgraphs)
-    assert first == second and len(first) > 10
+    first, *others = (weights(graph) for graph in model.subgraphs)
+    assert others == [first] * (2 if precision == "int8" else 1) and len(first) > 10
 
 
 def test_builtin_ops_alone(exported, exported_3d, exported_lifter):
@@ -233,10 +243,10 @@ def test_a_custom_operator_is_named(exported, tmp_path):
 DEVIATION_PX = {"float32": 1e-3, "float16": 0.1, "dynamic_int8": 0.6, "int8": 0.8}
 
 
-def assert_close(path: Path, version: Path, batch: int) -> None:
+def assert_close(path: Path, version: Path, batch: int, signature: str = "serving_default") -> None:
     precision = json.loads(path.with_suffix(".json").read_text())["precision"]
-    wanted = serve(tf.saved_model.load(str(version)), image=crops(batch))
-    found = Interpreter(str(path)).get_signature_runner("serving_default")(image=crops(batch))
+    wanted = serve(tf.saved_model.load(str(version)), signature, image=crops(batch))
+    found = Interpreter(str(path)).get_signature_runner(signature)(image=crops(batch))
     assert set(found) == set(wanted)
     for name, value in found.items():
         assert value.dtype == np.float32 and value.shape == wanted[name].shape
@@ -251,8 +261,9 @@ def assert_close(path: Path, version: Path, batch: int) -> None:
 
 def test_int8_deviates_little(exported, exported_3d):
     for version in (exported, exported_3d):
-        for batch in (1, 5):
-            assert_close(tflite(version, "int8"), version, batch)
+        for signature in ("serving_default", "serving_default_flip_test"):
+            for batch in (1, 5):
+                assert_close(tflite(version, "int8"), version, batch, signature)
 
 
 def test_int8_keeps_the_root_at_zero(exported_3d):
@@ -370,14 +381,18 @@ def _float_convolutions(path: Path, signature: str) -> dict[str, list[str]]:
 def test_stem_and_heads_are_float_and_all_between_is_int8(exported, exported_3d):
     soft_argmax = exported.parents[2].name.startswith("soft_argmax")
     for path, signature, heads in (
-        (
-            tflite(exported, "int8"),
-            "serving_default",
-            # Sigma's layer and the maps', whose mean over the grid is a product with its places.
-            ["CONV_2D", "FULLY_CONNECTED", "FULLY_CONNECTED"] if soft_argmax
-            else ["FULLY_CONNECTED"] * 2,
+        *(
+            (
+                tflite(exported, "int8"),
+                signature,
+                # Sigma's layer and the maps'; a mean over the grid is a product with its places.
+                ["CONV_2D", "FULLY_CONNECTED", "FULLY_CONNECTED"] if soft_argmax
+                else ["FULLY_CONNECTED"] * 2,
+            )
+            for signature in ("serving_default", "serving_default_flip_test")
         ),
         (tflite(exported_3d, "int8"), "serving_default", ["FULLY_CONNECTED"] * 2),
+        (tflite(exported_3d, "int8"), "serving_default_flip_test", ["FULLY_CONNECTED"] * 2),
         (tflite(exported_3d, "int8"), "to_camera", ["FULLY_CONNECTED"] * 2),
     ):  # fmt: skip
         assert _float_convolutions(path, signature) == {
@@ -413,19 +428,20 @@ def test_with_a_pyramid_all_but_stem_and_heads_is_int8(tmp_path, window):
     version = export_savedmodel(
         regressor, tmp_path, skeleton=COCO17, confidence=confidence, **OF_CROPS
     )
-    path = export_litert(version, tflite(version, "int8"), "int8", crops(16))
+    path = export_litert(version, tflite(version, "int8"), "int8", crops(16), flip_test=True)
     model = model_of(path)
-    (graph,) = model.subgraphs
-    weighted = {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"}
-    in_float = [
-        kind
-        for kind, node in _nodes(model, graph)
-        if kind in weighted and graph.tensors[node.outputs[0]].type == schema.TensorType.FLOAT32
-    ]
-    # First convolution, first depthwise one; scores of the cells, sigma, the grid's product or two.
-    assert in_float[:2] == ["CONV_2D", "DEPTHWISE_CONV_2D"]
-    assert sorted(set(in_float[2:])) == ["CONV_2D", "FULLY_CONNECTED"]
-    assert in_float[2:].count("CONV_2D") == 1
+    assert len(model.subgraphs) == 2
+    for graph in model.subgraphs:
+        weighted = {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"}
+        in_float = [
+            kind
+            for kind, node in _nodes(model, graph)
+            if kind in weighted and graph.tensors[node.outputs[0]].type == schema.TensorType.FLOAT32
+        ]
+        # First convolution, first depthwise; the cells' scores, sigma, the grid's product or two.
+        assert in_float[:2] == ["CONV_2D", "DEPTHWISE_CONV_2D"]
+        assert sorted(set(in_float[2:])) == ["CONV_2D", "FULLY_CONNECTED"]
+        assert in_float[2:].count("CONV_2D") == 1
     found = Interpreter(str(path)).get_signature_runner("serving_default")(image=crops(3))
     wanted = serve(tf.saved_model.load(str(version)), image=crops(3))
     assert set(found) == set(wanted) and "confidence" in found

@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
         regressor, folder, skeleton=COCO17, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4),
         box_margin=1.25, spread=(0.5, 0.25),
     )  # fmt: skip
-    export_litert(version, folder / "1-float32.tflite")
+    export_litert(version, folder / "1-float32.tflite", flip_test=True)
     noise = np.random.default_rng(0).integers(0, 256, (11, 15, 3), dtype=np.uint8)
     Image.fromarray(noise).resize((150, 110), Image.Resampling.BICUBIC).save(folder / "photo.png")
     return folder
@@ -64,11 +64,19 @@ def poses(process: subprocess.CompletedProcess) -> tuple[list[str], np.ndarray]:
 
 
 # Inside; at an edge, where the crop has black; one whose crop is smaller than the input.
-@pytest.mark.parametrize("box", [(40, 20, 95, 90), (0, 30, 60, 109), (70, 60, 84, 81)])
-def test_it_agrees_with_the_predictor(folder, box):
-    joints, found = poses(run(folder, "photo.png", "--box", *map(str, box)))
+@pytest.mark.parametrize(
+    ("box", "options"),
+    [
+        ((40, 20, 95, 90), []),
+        ((40, 20, 95, 90), ["--flip-test"]),
+        ((0, 30, 60, 109), []),
+        ((70, 60, 84, 81), []),
+    ],
+)
+def test_it_agrees_with_the_predictor(folder, box, options):
+    joints, found = poses(run(folder, "photo.png", "--box", *map(str, box), *options))
     photo = np.asarray(Image.open(folder / "photo.png"))
-    wanted = load(folder)(photo, np.array([box], float))
+    wanted = load(folder, flip_test=bool(options))(photo, np.array([box], float))
     assert joints == list(COCO17.joints)
     assert np.ptp(wanted.keypoints[0], axis=0).min() > 3
     # Printed to hundredths; a crop's pixel may be rounded to the other grey level.

@@ -1,11 +1,14 @@
 """The report on exports, measured on a small run of rendered people."""
 
 import json
+import pkgutil
 import shutil
 from pathlib import Path
 
 import keras
+import numpy as np
 import pytest
+import tensorflow as tf
 
 from rle_tf.config import load_config
 from rle_tf.errors import ModelError
@@ -69,7 +72,9 @@ def exported(tmp_path_factory):
     calibration = calibration_crops(config.open_source("train"), config.input_format)
     files = [
         export_litert(version, version.with_name("1-float32.tflite")),
-        export_litert(version, version.with_name("1-int8.tflite"), "int8", calibration),
+        export_litert(
+            version, version.with_name("1-int8.tflite"), "int8", calibration, flip_test=True
+        ),
         export_onnx(version, version.with_name("1.onnx")),
         export_openvino(version, version.with_name("1.xml")),
     ]
@@ -105,7 +110,8 @@ def test_formats_and_sizes(exported, report):
 def test_operators_are_those_of_litert(report):
     operators = [entry["operators"] for entry in report["formats"]]
     assert operators[0] is operators[1] is operators[4] is operators[5] is None
-    assert operators[2]["CONV_2D"] == operators[3]["CONV_2D"] == 2
+    assert operators[2]["CONV_2D"] == 2
+    assert operators[3]["CONV_2D"] == 2 * 2  # in two signatures
     assert "QUANTIZE" in operators[3] and "QUANTIZE" not in operators[2]
 
 
@@ -123,6 +129,48 @@ def test_accuracy_and_deviation(report):
     assert 1e-4 < int8["deviation_sigma"]["median"] < int8["deviation_sigma"]["p95"] < 0.5
     assert int8["scores"]["error_px"] != keras_entry["scores"]["error_px"]
     assert int8["deviation_mm"] is None
+
+
+def test_with_flip_test_as_well(exported, report):
+    run, version, files = exported
+    both = deployment_report(run, *run.load(), version, files[1:3], flip_test=True)
+    plain, flipped = both["formats"][:4], both["formats"][4:]
+    assert [entry["flip_test"] for entry in both["formats"]] == [False] * 4 + [True] * 3
+    assert [entry["format"] for entry in flipped] == ["Keras", "SavedModel", "LiteRT"]
+    for entry, before in zip(plain, [report["formats"][i] for i in (0, 1, 3, 4)], strict=True):
+        assert entry["scores"] == before["scores"]
+    keras_entry, saved, int8 = flipped
+    error = keras_entry["scores"]["error_px"]
+    assert error != pytest.approx(plain[0]["scores"]["error_px"], rel=1e-3)
+    assert saved["scores"]["error_px"] == pytest.approx(error, rel=1e-4)
+    assert saved["deviation_px"]["max"] < 1e-3 and saved["deviation_sigma"]["p95"] < 1e-4
+    assert 1e-3 < int8["deviation_px"]["mean"] < int8["deviation_px"]["max"] < 4
+    _, rows = report_table(both)
+    names = ["flip test:", "Keras", "SavedModel", "LiteRT int8"]
+    assert [row[0] for row in rows[4:]] == names
+    assert rows[5][-1] == "" and float(rows[6][-1]) > 0
+    with pytest.raises(
+        ModelError, match="1-float32.tflite: found the signatures serving_default; e"
+    ):
+        deployment_report(run, *run.load(), version, files[:1], flip_test=True)
+
+
+def test_what_is_timed_with_flip_test_has_one(exported, monkeypatch):
+    _, version, files = exported
+    # It is for a process of its own.
+    for kind in ("intra", "inter"):
+        name = f"set_{kind}_op_parallelism_threads"
+        monkeypatch.setattr(tf.config.threading, name, lambda threads: None)
+    loaded = tf.saved_model.load(str(version))
+    crops = np.random.default_rng(0).integers(0, 256, (1, 64, 32, 3), dtype=np.uint8)
+    wanted = loaded.signatures["serving_default_flip_test"](image=tf.constant(crops))["mu"]
+    for path in (version, files[1]):
+        name = Runner.of(path, flip_test=True).runtime
+        found = pkgutil.resolve_name(name)(str(path), 1, 1)()["mu"]
+        atol = 1e-5 if path is version else 0.01
+        np.testing.assert_allclose(found, wanted, atol=atol)
+    plain = loaded.signatures["serving_default"](image=tf.constant(crops))["mu"]
+    assert np.abs(plain - wanted).max() > 0.02
 
 
 def test_latencies_are_there(report):

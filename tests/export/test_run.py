@@ -31,6 +31,11 @@ def test_names_that_no_address_or_path_can_hold(tmp_path, name):
         ({"formats": [Format.litert], "serving": True}, "serving: found no SavedModel among"),
         ({"formats": [Format.onnx], "report": True}, "report: found no SavedModel among"),
         ({"report": True, "reads_images": False}, "report: found .*run, a lifter; expected"),
+        ({"flip_test": True, "reads_images": False}, "flip_test: found .*run, a lifter; expected"),
+        (
+            {"flip_test": True, "formats": [Format.savedmodel, Format.onnx]},
+            "flip_test: is of LiteRT files and the report; expected one of them",
+        ),
     ],
 )
 def test_what_does_not_go_together(tmp_path, asked, message):

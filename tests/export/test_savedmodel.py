@@ -29,7 +29,8 @@ ROOTED = Skeleton("rooted", ("head", "pelvis", "foot"), (), ((0, 1), (1, 2)), (0
 MEAN, STD = (0.406, 0.457, 0.48), (0.9, 1.0, 1.1)
 SPREAD = (0.8, 0.5, 0.25)
 HEIGHT, WIDTH = 16, 12
-ON_IMAGES = {"serving_default", "flip_test", "predict_image", "predict_image_flip_test", "raw"}
+OF_CROPS = {"serving_default", "serving_default_flip_test"}
+ON_IMAGES = OF_CROPS | {"predict_image", "predict_image_flip_test", "raw"}
 README = Path(__file__).parents[2] / "saved_models" / "README.md"
 
 
@@ -763,7 +764,7 @@ def test_the_flip_test_is_that_of_evaluation(tmp_path, head, half_weights):
     wanted = forward_function(regressor, LSP14, crops, flip_test=True)(
         crops.normalise(tf.cast(image, tf.float32))
     )
-    found = serve(version, "flip_test", image=image)
+    found = serve(version, "serving_default_flip_test", image=image)
     assert found.keys() == serve(version, image=image).keys()
     for key, value in wanted.items():
         np.testing.assert_allclose(found[key], value, atol=5e-3 if half_weights else 1e-5)
