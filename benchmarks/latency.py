@@ -149,6 +149,16 @@ def timed(
     return times
 
 
+def profile_savedmodel(title: str, saved: Path, size: tuple[int, int]) -> None:
+    import tensorflow as tf
+
+    from rle_tf.export.savedmodel import load_forward
+
+    forward = load_forward(saved)
+    crops = tf.zeros((1, *size, 3), tf.uint8)
+    profile(title, lambda: forward(crops)["mu"].numpy(), rows=8, calls=10)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("questions", nargs="*", default=QUESTIONS, metavar="|".join(QUESTIONS))
@@ -165,6 +175,7 @@ def main() -> None:
         sides = runners(saved, place / "Regressor")
         if "float32" in options.questions:
             timed(title, sides, "LiteRT", options.threads)
+            profile_savedmodel(f"{title}: SavedModel", saved, size)
         if "int8" in options.questions:
             quantised = {"LiteRT float32": sides["LiteRT"], **int8(saved, size)}
             timed(f"{title}: int8", quantised, "LiteRT int8", options.threads)
@@ -179,7 +190,8 @@ def main() -> None:
             pair = {"OpenVINO": sides["OpenVINO"], "OpenVINO, bfloat16": half}
             timed(f"{title}: 16 bits", pair, "OpenVINO", options.threads)
             for kind, forward in zip(kinds, (keras_float32, keras_bfloat16), strict=True):
-                profile(f"{title}: Keras, {kind}", forward(str(place), options.threads, 1), rows=8)
+                call = forward(str(place), options.threads, 1)
+                profile(f"{title}: Keras, {kind}", call, rows=8, calls=10)
         if "heatmaps" in options.questions:
             other = runners(export("heatmap", size, Path(name), 3), place / "Heatmaps")
             for runtime in ("LiteRT", "OpenVINO", "PyTorch, eager"):

@@ -35,7 +35,9 @@ def show(
     CONSOLE.print(table)
 
 
-def profile(title: str, call: Callable[[], object], each: int = 1, rows: int = 15) -> None:
+def profile(
+    title: str, call: Callable[[], object], each: int = 1, rows: int = 15, calls: int = 1
+) -> None:
     """A table of the operations that a call spends most in, by TensorFlow's profiler.
 
     Args:
@@ -43,6 +45,7 @@ def profile(title: str, call: Callable[[], object], each: int = 1, rows: int = 1
         call: Called twice before, for that is when graphs are built and kernels chosen.
         each: What times and counts are divided by: the images of a call, say.
         rows: Of the table.
+        calls: How many are profiled: one alone may differ much from the next.
 
     Milliseconds are the sum of what single operations took: where two run at once both count, each
     for as long as the other one made it take. Of asynchronous kernels nothing is told but that
@@ -55,7 +58,8 @@ def profile(title: str, call: Callable[[], object], each: int = 1, rows: int = 1
     call()
     with tempfile.TemporaryDirectory() as folder:
         with tf.profiler.experimental.Profile(folder):
-            call()
+            for _ in range(calls):
+                call()
         (file,) = Path(folder).rglob("*.xplane.pb")
         space = xplane_pb2.XSpace.FromString(file.read_bytes())
     spent, count = Counter(), Counter()
@@ -69,8 +73,18 @@ def profile(title: str, call: Callable[[], object], each: int = 1, rows: int = 1
             if name and ":" not in name and kind.isidentifier():
                 spent[kind] += event.duration_ps / 1e9
                 count[kind] += 1
-    table = Table("operation", "ms", "calls", title=f"{title}\n{machine()}", box=None)
-    for kind, ms in spent.most_common(rows):
-        table.add_row(kind, f"{ms / each:.3g}", f"{count[kind] / each:.3g}")
-    table.add_row("all", f"{spent.total() / each:.3g}", "")
+    each *= calls
+    operations = {kind: (ms / each, count[kind] / each) for kind, ms in spent.items()}
+    show_operations(title, operations, rows, ("tensorflow", "keras"))
+
+
+def show_operations(
+    title: str, operations: dict[str, tuple[float, float]], rows: int, packages: Sequence[str]
+) -> None:
+    """A table of milliseconds and calls by operation, the longest first."""
+    title = f"{title}\n{machine(packages)}"
+    table = Table("operation", "ms", "calls", title=title, box=None)
+    for kind, (ms, calls) in sorted(operations.items(), key=lambda item: -item[1][0])[:rows]:
+        table.add_row(kind, f"{ms:.3g}", f"{calls:.3g}")
+    table.add_row("all", f"{sum(ms for ms, _ in operations.values()):.3g}", "")
     CONSOLE.print(table)

@@ -5,7 +5,8 @@
 
 ResNet-50 at 256x192, forward, loss, backward and Adam on a batch that stays in memory, each side's
 steps in turns with the others'. `--batch`, `--size HEIGHT WIDTH` and `--threads` change that;
-`--profile` shows instead in what operations a step of ours spends its time, in both precisions.
+`--profile` shows instead in what operations a step spends its time: ours in both precisions, and
+PyTorch's.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from benchmarks.measure import CONSOLE, profile, show
+from benchmarks.measure import CONSOLE, profile, show, show_operations
 from rle_tf.estimator import PoseEstimator
 from rle_tf.flow import RealNVP
 from rle_tf.losses import L1Loss, PoseLoss, RLELoss
@@ -75,6 +76,21 @@ def theirs(size: tuple[int, int], count: int, compiled: bool):
     return step
 
 
+def profile_theirs(title: str, step, calls: int) -> None:
+    import torch  # of the extra
+
+    step()
+    step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+        for _ in range(calls):
+            step()
+    operations = {
+        each.key: (each.self_cpu_time_total / 1e3 / calls, each.count / calls)
+        for each in found.key_averages()
+    }
+    show_operations(title, operations, 15, ("torch",))
+
+
 def peak_multiply_adds() -> float:
     """Multiply-adds a second of a float32 matrix product that the caches like."""
     a = tf.random.normal((2048, 2048))
@@ -96,22 +112,27 @@ def main() -> None:
     CONSOLE.print(f"rle_tf {rle_tf.__version__}")
     size, count = tuple(options.size), options.batch
     title = f"ResNet-50, {size[0]}x{size[1]}, batch {count}, {options.threads} threads"
-    if options.profile:
-        for policy in ("float32", "mixed_bfloat16"):
-            step = ours(size, count, RLELoss(RealNVP(2)), policy)
-            profile(f"{title}: a step, {policy}", step)
-        return
     import torch  # of the extra
 
     torch.set_num_threads(options.threads)
+    if options.profile:
+        step = theirs(size, count, compiled=False)
+        profile_theirs(f"{title}: a step, PyTorch, eager", step, calls=3)
+        for policy, calls in (("float32", 3), ("mixed_bfloat16", 1)):
+            step = ours(size, count, RLELoss(RealNVP(2)), policy)
+            profile(f"{title}: a step, {policy}", step, calls=calls)
+        return
 
-    eager = "PyTorch, eager"
+    eager, compiled = "PyTorch, eager", "PyTorch, torch.compile"
     sides = {
         "rle_tf": ours(size, count, RLELoss(RealNVP(2))),
         eager: theirs(size, count, compiled=False),
-        "PyTorch, torch.compile": theirs(size, count, compiled=True),
+        compiled: theirs(size, count, compiled=True),
     }
-    show(f"{title}: RLE", in_turns(sides, TURNS, WARM_UP), eager, ("ms", 1e3))
+    steps = in_turns(sides, TURNS, WARM_UP)
+    show(f"{title}: RLE", steps, eager, ("ms", 1e3))
+    pair = {name: steps[name] for name in ("rle_tf", compiled)}
+    show(f"{title}: RLE", pair, compiled, ("ms", 1e3))
     CONSOLE.print(machine(("torch",)))
     sides = {"RLE": sides["rle_tf"], "l1": ours(size, count, L1Loss())}
     show(f"{title}: losses", in_turns(sides, 2 * TURNS, WARM_UP), "l1", ("ms", 1e3))
@@ -122,10 +143,13 @@ def main() -> None:
     times = in_turns({"forward": lambda: forward(image)["mu"].numpy()}, TURNS, WARM_UP)
     speed = count * multiply_adds(regressor) / times["forward"].median
     peak = peak_multiply_adds()
-    CONSOLE.print(
-        f"forward: {speed / 1e9:.0f} G multiply-adds a second, {speed / peak:.0%} of the "
-        f"{peak / 1e9:.0f} G of a matrix product"
-    )
+    # Backwards there are two products of a layer's size where forwards there is one.
+    step = 3 * count * multiply_adds(regressor) / steps["rle_tf"].median
+    for name, rate in (("forward", speed), ("a step, at three times the forward pass's", step)):
+        CONSOLE.print(
+            f"{name}: {rate / 1e9:.0f} G multiply-adds a second, {rate / peak:.0%} of the "
+            f"{peak / 1e9:.0f} G of a matrix product"
+        )
     # The last, and few turns: where the processor has no such numbers a step takes half a minute.
     sides = {
         "float32": sides["RLE"],

@@ -59,7 +59,7 @@ class TrainingSpeed:
         parameters, multiply_adds: Of the regressor, for one crop.
         step_ms: Median of a training step on a batch that is there.
         step_to_l1: How many times that of loss l1: median of turns, least and most.
-        input_ms: Median time in which a batch is made, with all cores and nothing beside.
+        input_ms: Mean time in which a batch is made, with all cores and nothing beside.
     """
 
     parameters: int
