@@ -66,8 +66,8 @@ def export_run(
     Raises:
         ModelError: A format cannot hold the regressor; the calibration of the run is of another
             one; the packages of an extra are not installed; `serving` or `report` without a
-            SavedModel; `flip_test` with neither LiteRT nor `report`; one of these two of a lifter;
-            a name that cannot stand in a path and in an address. Nothing is written then.
+            SavedModel; `flip_test` with neither LiteRT nor `report`; `flip_test` or `report` of a
+            lifter; a name that cannot stand in a path and in an address. Nothing is written then.
         DataError: The images for int8 cannot be used.
     """
     for wanted, needed in (("serving", serving), ("report", report)):

@@ -628,6 +628,12 @@ def test_nothing_but_the_files_is_left(exported):
         assert path.stat().st_mode == (exported / "saved_model.pb").stat().st_mode
 
 
+def test_a_lifter_has_no_flip_test(exported_lifter, tmp_path):
+    with pytest.raises(ModelError, match="a lifter, which is exported without flip test; expected"):
+        export_litert(exported_lifter, tmp_path / "m.tflite", flip_test=True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_graph_that_cannot_be_converted(exported, tmp_path, capfd):
     module = tf.Module()
     module.call = tf.function(
