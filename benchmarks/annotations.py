@@ -24,7 +24,7 @@ from rich.table import Table
 
 from benchmarks.measure import CONSOLE, show
 from rle_tf.skeletons import COCO17
-from rle_tf.timing import Times, machine
+from rle_tf.timing import Times, bind, machine
 
 SIZE = (640, 480)
 TURNS, GROWTH_TURNS = 5, 3
@@ -116,7 +116,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("labels", type=Path)
     parser.add_argument("--growth", type=Path, metavar="PICTURE")
+    parser.add_argument("--cores", type=int, default=2)
     options = parser.parse_args()
+    bind(options.cores)
     with tempfile.TemporaryDirectory() as name:
         if options.growth:
             growth(options.labels, Path(name), options.growth)

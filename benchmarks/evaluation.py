@@ -23,7 +23,7 @@ from benchmarks.measure import show
 from rle_tf.data.coco import CocoSource
 from rle_tf.data.crops import CropFormat
 from rle_tf.data.source import UNIT_SPREAD
-from rle_tf.timing import in_turns
+from rle_tf.timing import bind, in_turns
 
 TURNS = 7
 CROPS = CropFormat((256, 192), (0.5,) * 3, (0.5,) * 3)
@@ -32,7 +32,9 @@ CROPS = CropFormat((256, 192), (0.5,) * 3, (0.5,) * 3)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("labels", type=Path)
+    parser.add_argument("--cores", type=int, default=2)
     options = parser.parse_args()
+    bind(options.cores)
     with tempfile.TemporaryDirectory() as name:
         path = write_dataset(options.labels, Path(name), split="val")
         annotated = CocoSource(path, path.parent / "images")

@@ -4,11 +4,12 @@ pip install -e ".[benchmark]"
 python -m benchmarks.start
 """
 
+import argparse
 import subprocess
 import sys
 
 from benchmarks.measure import show
-from rle_tf.timing import in_turns
+from rle_tf.timing import bind, in_turns
 
 TURNS = 9
 
@@ -19,6 +20,9 @@ def call(*arguments: str):
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--cores", type=int, default=2)
+    bind(parser.parse_args().cores)
     sides = {
         "python -c pass": call("-c", "pass"),
         "import rle_tf": call("-c", "import rle_tf"),

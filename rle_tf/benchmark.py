@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from rle_tf.comparison import times_in_turns, variant
@@ -19,10 +20,11 @@ from rle_tf.export.savedmodel import newest_version
 from rle_tf.files import bytes_of
 from rle_tf.models.cost import multiply_adds, parameters
 from rle_tf.run_folder import RunFolder
+from rle_tf.timing import in_turns
 from rle_tf.training import build_estimator
 
-# Training batches whose making is timed, and those before them.
-_BATCHES, _WARM_UP = 20, 5
+# Of training batches whose making is timed: times, batches of each, and those before them.
+_TIMES, _BATCHES, _WARM_UP = 5, 8, 5
 # Fewer than a report's: every runtime, number of threads and batch is timed.
 _ROUNDS, _RUNS = 5, 10
 
@@ -59,14 +61,19 @@ class TrainingSpeed:
         parameters, multiply_adds: Of the regressor, for one crop.
         step_ms: Median of a training step on a batch that is there.
         step_to_l1: How many times that of loss l1: median of turns, least and most.
-        input_ms: Mean time in which a batch is made, with all cores and nothing beside.
+        input_ms: Time in which a batch is made, with all cores and nothing beside: median of some,
+            least and most.
+        images_per_second: What that is, at the median.
+        images_per_core_second: Images that a second of one core's work makes.
     """
 
     parameters: int
     multiply_adds: int
     step_ms: float
     step_to_l1: tuple[float, float, float]
-    input_ms: float
+    input_ms: tuple[float, float, float]
+    images_per_second: float
+    images_per_core_second: float
 
 
 def benchmark_model(
@@ -130,15 +137,15 @@ def benchmark_recipe(
         )
     )
     on_step("making batches")
-    seconds = []
     with people.named_errors(config.input_format):
-        for number in range(_WARM_UP + _BATCHES):
-            start = time.perf_counter()
+        for _ in range(_WARM_UP):
             inputs, target = next(batches)
-            if number >= _WARM_UP:
-                seconds.append(time.perf_counter() - start)
-    # What was made ahead comes at once, so that the mean and not the median tells the rate.
-    input_ms = 1000 * statistics.mean(seconds)
+        # What was made ahead comes at once, so that single batches do not tell the rate.
+        worked = time.process_time()
+        made = in_turns({"batches": lambda: list(islice(batches, _BATCHES))}, _TIMES, warm_up=0)
+        worked = time.process_time() - worked
+    seconds = [each / _BATCHES for each in made["batches"].seconds]
+    median = statistics.median(seconds)
     on_step("training steps")
     estimator = build_estimator(config, people, steps_per_epoch=1)
     other = build_estimator(variant(config, "l1", config.seed), people, steps_per_epoch=1)
@@ -149,7 +156,9 @@ def benchmark_recipe(
         multiply_adds=multiply_adds(estimator.regressor),
         step_ms=1000 * times["own"].median,
         step_to_l1=times["own"].ratio(times["l1"]),
-        input_ms=input_ms,
+        input_ms=tuple(1000 * each for each in (median, min(seconds), max(seconds))),
+        images_per_second=config.train.batch_size / median,
+        images_per_core_second=config.train.batch_size * _TIMES * _BATCHES / worked,
     )
 
 

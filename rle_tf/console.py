@@ -157,7 +157,12 @@ def print_speed(speed) -> None:
             ("parameters", f"{speed.parameters / 1e6:.1f} M"),
             ("multiply-adds", f"{speed.multiply_adds / 1e9:.2f} G a crop"),
             ("training step", f"{speed.step_ms:.0f} ms, {_ratio(speed.step_to_l1)} times l1's"),
-            ("a batch of input", f"{speed.input_ms:.0f} ms, beside nothing else"),
+            ("a batch of input", "{:.0f} ms ({:.0f} to {:.0f})".format(*speed.input_ms)),
+            (
+                "input, beside nothing else",
+                f"{speed.images_per_second:.0f} images/s, {speed.images_per_core_second:.0f} for "
+                "each second of a core's work",
+            ),
         ):
             table.add_row(name, value)
         CONSOLE.print(table)
