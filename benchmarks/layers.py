@@ -4,13 +4,19 @@
     python -m benchmarks.layers
 
 The kinds of ResNet-50 at 256x192 and of SimpleBaseline's head, several of a kind in a row, one
-crop. LiteRT and OpenVINO, in float32 and in int8, in turns in one process.
+crop. LiteRT and OpenVINO, in float32 and in int8, in turns in one process. In what kernels LiteRT
+spends it, and with what instructions, Linux's perf says:
+
+    perf record -e cpu-clock -F 2000 -o layers.data python -m benchmarks.layers
+    perf report -i layers.data --stdio --sort symbol
+    perf annotate -i layers.data --stdio -s KERNEL
 """
 
 import argparse
 import statistics
 import tempfile
 from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
 
 import rle_tf  # isort: skip  # noqa: F401  # before TensorFlow, for oneDNN's kernels
@@ -21,6 +27,7 @@ from keras import layers
 from rich.table import Table
 
 from benchmarks.measure import CONSOLE
+from rle_tf.export.twin import float32_twin
 from rle_tf.models.cost import multiply_adds
 from rle_tf.timing import Times, bind, in_turns, machine
 
@@ -44,11 +51,13 @@ KINDS = {
         (16, 12, 256),
         lambda: [layers.Conv2D(256, 3, padding="same", activation="relu") for _ in range(4)],
     ),
-    "transposed 4x4, 2048 -> 256 -> 256": (
+    (TRANSPOSED := "transposed 4x4, 2048 -> 256 -> 256"): (
         (8, 6, 2048),
         lambda: [layers.Conv2DTranspose(256, 4, 2, "same", activation="relu") for _ in range(3)],
     ),
 }
+# As rle-tf exports them.
+KINDS[EXPORTED := "the same, exported"] = KINDS[TRANSPOSED]
 
 
 def litert(saved: Path, crops: np.ndarray, threads: int, int8: bool) -> Callable[[], object]:
@@ -101,8 +110,10 @@ def main() -> None:
     table = Table("layers", "G", *names, title=title, box=None)
     for kind, (shape, make) in KINDS.items():
         keras.utils.set_random_seed(0)
-        model = keras.Sequential([keras.Input(shape), *make()])
+        image = keras.Input(shape)
+        model = keras.Model(image, reduce(lambda x, layer: layer(x), make(), image))
         count = multiply_adds(model)
+        model = float32_twin(model) if kind == EXPORTED else model
         crops = np.random.default_rng(0).normal(size=(CROPS, *shape)).astype("float32")
         with tempfile.TemporaryDirectory() as folder:
             model.export(folder, verbose=False)

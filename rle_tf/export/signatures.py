@@ -15,6 +15,7 @@ from rle_tf.data.crops import CropFormat
 from rle_tf.errors import ModelError
 from rle_tf.evaluation import Network, density, flip_tested
 from rle_tf.export.photograph import crops_of_photographs
+from rle_tf.export.twin import float32_twin
 from rle_tf.geometry import DEPTH_MM, screen_coordinates
 from rle_tf.models.heatmap import at_the_maps
 from rle_tf.skeletons import Skeleton
@@ -38,7 +39,7 @@ def float32_networks(regressor: keras.Model, half_weights: bool = False) -> Netw
     Raises:
         ModelError: for a weight that float16 does not hold.
     """
-    twin = _float32_twin(regressor)
+    twin = float32_twin(regressor)
     variables = {}
     if half_weights:
         twin.trainable = True  # also what was frozen, whose kernels are large
@@ -244,22 +245,3 @@ def lifting_endpoints(network: Network, joints: int, spread: np.ndarray) -> Endp
         "serving_default": (serve, inputs),
         "raw": (network, [tf.TensorSpec((None, joints, 2), name="input")]),
     }
-
-
-def _float32_twin(regressor: keras.Model) -> keras.Model:
-    """The same network and weights, computing in float32.
-
-    A graph traced under mixed precision computes in float16, which is slow on CPUs, and TensorFlow
-    Lite has no such convolution: the conversion would fail.
-    """
-
-    def clone(operation):
-        if not isinstance(operation, keras.layers.Layer):
-            return operation
-        return type(operation).from_config({**operation.get_config(), "dtype": "float32"})
-
-    # The new Model about the same graph leaves behind a `compile`, which cloning would repeat.
-    graph = keras.Model(regressor.input, regressor.output, name=regressor.name)
-    twin = keras.models.clone_model(graph, clone_function=clone, recursive=True)
-    twin.set_weights(regressor.get_weights())
-    return twin

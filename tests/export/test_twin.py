@@ -1,0 +1,48 @@
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from rle_tf.export.litert import export_litert, operators
+from rle_tf.export.savedmodel import export_savedmodel
+from rle_tf.export.twin import float32_twin
+from rle_tf.models.regressor import build_regressor
+from rle_tf.skeletons import COCO17
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 4), (1, 2, 4)])
+@pytest.mark.parametrize(
+    ("options", "replaced"),
+    [
+        ({}, True),
+        ({"use_bias": False, "activation": "relu"}, True),
+        ({"kernel_size": 3}, False),
+        ({"strides": 1}, False),
+        ({"padding": "valid"}, False),
+        ({"strides": 1, "dilation_rate": 2}, False),
+    ],
+)
+def test_a_transposed_convolution_without_its_zeros(shape, options, replaced):
+    keras.utils.set_random_seed(0)
+    options = {"kernel_size": 4, "strides": 2, "padding": "same"} | options
+    layer = layers.Conv2DTranspose(6, bias_initializer="normal", name="up", **options)
+    image = keras.Input(shape)
+    model = keras.Model(image, layer(image))
+    twin = float32_twin(model)
+    assert isinstance(twin.get_layer("up"), layers.Conv2DTranspose) == (not replaced)
+    x = np.random.default_rng(0).normal(size=(2, *shape)).astype("float32")
+    np.testing.assert_allclose(twin(x), model(x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("head", ["heatmap", "soft_argmax"])
+def test_an_exported_model_has_none(tmp_path, head):
+    regressor = build_regressor(
+        "mobilenet", COCO17, 2, (64, 64), head=head, output_layer="conv_pw_5_relu",
+        deconvolutions=2,
+    )  # fmt: skip
+    version = export_savedmodel(
+        regressor, tmp_path, skeleton=COCO17, mean=(0.5,) * 3, std=(0.5,) * 3, box_margin=1.25
+    )
+    path = export_litert(version, tmp_path / "1-float32.tflite")
+    found = operators(path)
+    assert found["DEPTH_TO_SPACE"] == 2 and "TRANSPOSE_CONV" not in found
