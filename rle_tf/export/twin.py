@@ -16,7 +16,7 @@ def float32_twin(regressor: keras.Model) -> keras.Model:
 
     A transposed convolution of 4x4 and stride 2 becomes four convolutions of 2x2, which give the
     pixels of even and odd rows and columns. LiteRT's kernel for it, a product of matrices of
-    Eigen's and a sum of what overlaps, takes three times as long.
+    Eigen's and a sum of what overlaps, is slow (benchmarks/README.md).
     """
     copies = []
 
@@ -41,10 +41,9 @@ def float32_twin(regressor: keras.Model) -> keras.Model:
 
 
 def _doubles(operation) -> bool:
-    return isinstance(operation, layers.Conv2DTranspose) and (
+    return type(operation) is layers.Conv2DTranspose and (
         operation.kernel_size == (4, 4)
         and operation.strides == (2, 2)
-        and operation.dilation_rate == (1, 1)
         and operation.padding == "same"
         and operation.output_padding is None
         and operation.data_format == "channels_last"

@@ -753,8 +753,15 @@ def test_the_flip_test_is_that_of_evaluation(tmp_path, head, half_weights):
     keras.utils.set_random_seed(0)
     image = keras.Input((32, 32, 3))
     backbone = keras.Model(image, keras.layers.Conv2D(8, 3, 4, "same", activation="relu")(image))
-    maps = {"map_sigma": True, "map_window": 1.0} if head == "soft_argmax" else {}
+    maps = {
+        "pooled": {},
+        "soft_argmax": {"map_sigma": True, "map_window": 1.0},
+        "heatmap": {"deconvolutions": 1},
+    }[head]
     regressor = build_regressor(backbone, LSP14, 2, (32, 32), head=head, **maps)
+    if head == "heatmap":
+        deconvolution = regressor.get_layer("deconv_0")
+        deconvolution.kernel.assign(deconvolution.kernel * 1000)
     version = export_savedmodel(
         regressor, tmp_path / "m", skeleton=LSP14, mean=MEAN, std=STD, box_margin=1.25,
         half_weights=half_weights,
