@@ -4,6 +4,7 @@ import importlib.util
 import statistics
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -142,7 +143,8 @@ def benchmark_recipe(
             inputs, target = next(batches)
         # What was made ahead comes at once, so that single batches do not tell the rate.
         worked = time.process_time()
-        made = in_turns({"batches": lambda: list(islice(batches, _BATCHES))}, _TIMES, warm_up=0)
+        take = {"batches": lambda: deque(islice(batches, _BATCHES), maxlen=0)}
+        made = in_turns(take, _TIMES, warm_up=0)
         worked = time.process_time() - worked
     seconds = [each / _BATCHES for each in made["batches"].seconds]
     median = statistics.median(seconds)

@@ -24,9 +24,8 @@ def test_a_recipe(tmp_path):
     )
     middle, least, most = speed.input_ms
     assert 0 < least <= middle <= most
-    # No more work than all cores do in that time, and no less than half of what one does.
+    # No more work than all cores do in that time.
     assert speed.images_per_core_second * os.cpu_count() > 0.9 * 4000 / most
-    assert speed.images_per_core_second < 2 * 4000 / least
     assert speed.images_per_second == pytest.approx(4000 / middle)
     assert speed.step_ms > 0 and speed.parameters > 0 and speed.multiply_adds > 0
 
