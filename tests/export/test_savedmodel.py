@@ -760,6 +760,7 @@ def test_the_flip_test_is_that_of_evaluation(tmp_path, head, half_weights):
     }[head]
     regressor = build_regressor(backbone, LSP14, 2, (32, 32), head=head, **maps)
     if head == "heatmap":
+        # Or its maps would be flat, as at its initial weights.
         deconvolution = regressor.get_layer("deconv_0")
         deconvolution.kernel.assign(deconvolution.kernel * 1000)
     version = export_savedmodel(
