@@ -26,7 +26,7 @@ from rle_tf.training import build_estimator, train
 
 LOG = logging.getLogger(__name__)
 
-_MAPS = {"head": "heatmap", "map_sigma": False, "map_window": None}
+_MAPS = {"head": "heatmap", "map_sigma": False, "sigma_dropout": 0.0, "map_window": None}
 _INTEGRAL = {"head": "soft_argmax"}
 
 # Method: the sections that it changes in a recipe. Those with maps get as many deconvolutions as
@@ -117,7 +117,7 @@ def variant(config: RunConfig, method: str, seed: int) -> RunConfig:
 def _map_height(model: dict, config: RunConfig) -> int:
     """Rows of the maps without deconvolutions."""
     plain = model | {"head": "soft_argmax", "deconvolutions": 0, "weights": None, "freeze": None}
-    plain |= {"map_sigma": False, "map_window": None}
+    plain |= {"map_sigma": False, "sigma_dropout": 0.0, "map_window": None}
     section = validated(type(config.model), plain, config.name)
     regressor = section.build(config.data.source.skeleton, 2, config.data.image_size)
     return regressor.get_layer("score_maps").output.shape[1]

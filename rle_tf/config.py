@@ -59,6 +59,8 @@ class ModelConfig(Section):
         deconvolutions: Transposed convolutions before the maps of a head that has some, each of
             which doubles their size; SimpleBaseline and the integral baseline have three.
         map_sigma: Whether sigma sees what the maps of head `soft_argmax` look at.
+        sigma_dropout: Of what sigma sees then, the share that is left out in training: sigma
+            rests on many signs of a hidden joint, not on a few.
         map_window: The mean is taken about the highest cell of those, under a normal window of so
             many cells; `null` for that of the whole map.
         root_sigma: Whether a 3D model's scores count the sigma of the root's depth, which is known
@@ -76,6 +78,7 @@ class ModelConfig(Section):
     pyramid_channels: int = Field(128, gt=0)
     deconvolutions: int = Field(0, ge=0, le=5)
     map_sigma: bool = False
+    sigma_dropout: float = Field(0.0, ge=0, lt=1)
     map_window: float | None = Field(None, gt=0)
     root_sigma: bool = False
 
@@ -89,6 +92,8 @@ class ModelConfig(Section):
         for key in ("map_sigma", "map_window"):
             if getattr(self, key) and self.head != "soft_argmax":
                 raise ValueError(f"{key} is of head soft_argmax; expected none with {self.head}")
+        if self.sigma_dropout and not self.map_sigma:
+            raise ValueError("sigma_dropout is of what map_sigma adds; expected 0 without it")
         return self
 
     def build(self, skeleton: Skeleton, dims: int, image_size: tuple[int, int]):
@@ -107,6 +112,7 @@ class ModelConfig(Section):
             pyramid_channels=self.pyramid_channels,
             deconvolutions=self.deconvolutions,
             map_sigma=self.map_sigma,
+            sigma_dropout=self.sigma_dropout,
             map_window=self.map_window,
             root_sigma=self.root_sigma,
         )

@@ -35,10 +35,12 @@ def test_a_variant_differs_in_what_belongs_to_its_method(config, method):
 def test_a_heatmap_model_of_a_recipe_that_teaches_maps(config):
     config = load_config(
         CONFIGS / "demo.yaml",
-        ["train.map_weight=1.0", "model.map_sigma=true", "model.map_window=1.2"],
-    )
+        ["train.map_weight=1.0", "model.map_sigma=true", "model.sigma_dropout=0.5",
+         "model.map_window=1.2"],
+    )  # fmt: skip
     heatmap, l1 = (variant(config, method, 0) for method in ("heatmap", "l1"))
-    assert heatmap.train.map_weight == 0 and not heatmap.model.map_sigma
+    assert heatmap.train.map_weight == 0
+    assert not heatmap.model.map_sigma and not heatmap.model.sigma_dropout
     assert l1.train.map_weight == 1 and l1.model.map_window == 1.2
 
 

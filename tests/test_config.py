@@ -260,6 +260,8 @@ def test_what_needs_maps_is_refused_without_them(recipe):
     for override, message in (
         ("model.pyramid=[a]", "model: found .*pyramid is of heads soft_argmax and heatmap"),
         ("model.map_sigma=true", "model: found .*map_sigma is of head soft_argmax"),
+        ("model.sigma_dropout=0.5", "model: found .*sigma_dropout is of what map_sigma adds"),
+        ("model.sigma_dropout=1.0", "model.sigma_dropout: found 1.0; .*less than 1"),
         ("model.map_window=1.2", "model: found .*map_window is of head soft_argmax"),
         ("model.deconvolutions=3", "model: found .*deconvolutions is of heads .*; expected none"),
         ("model.head=heatmap", "loss.kind: found rle with model.head heatmap; expected loss heatm"),

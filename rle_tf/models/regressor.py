@@ -127,6 +127,7 @@ def build_regressor(
     pyramid_channels: int = 128,
     deconvolutions: int = 0,
     map_sigma: bool = False,
+    sigma_dropout: float = 0.0,
     map_window: float | None = None,
     root_sigma: bool = False,
 ) -> keras.Model:
@@ -141,10 +142,11 @@ def build_regressor(
       as in "pooled". A cell's centre is ((i + 0.5)/n - 0.5), i of n cells. Where `map_window` is
       set the mean is taken about the highest cell alone, under the map times a normal window: of a
       map with two peaks, left and right, it is one of them and not the place between;
-    - both: log_sigma = log_sigmoid(W' f + b'). Where `map_sigma` is set there are also terms of
-      each joint's own, linear in the features where its map softmax(scores) looks (their mean
-      under it) and in the logarithm of its variance along x and y: a joint that is hidden looks
-      like something else, and its map is wide or has several peaks;
+    - both: log_sigma = log_sigmoid(W' f + b'). Where `map_sigma` is set f is here a layer of ReLU
+      over the average of the features that the maps are made of, and there are also terms of each
+      joint's own, linear in the features where its map softmax(scores) looks (their mean under it)
+      and in the logarithm of its variance along x and y: a joint that is hidden looks like
+      something else, and its map is wide or has several peaks;
     - head "heatmap", no regression but what the paper compares it with (SimpleBaseline; Xiao et
       al., ECCV 2018): mu is where the map is highest, sigma is 1 less its height there
       (`rle_tf.models.heatmap.peaks`). `HeatmapLoss` trains it.
@@ -169,6 +171,7 @@ def build_regressor(
         pyramid_channels: Of the merged map.
         deconvolutions: Transposed convolutions before the maps, each of which doubles their size.
         map_sigma: Whether sigma sees the maps of head "soft_argmax".
+        sigma_dropout: Of what sigma sees then, the share that is left out in training.
         map_window: Standard deviation of the window about a map's highest cell, in cells; None for
             the mean of the whole map (the paper's).
         root_sigma: Whether the sigma of the root's depth stays what the head says, as in the
@@ -207,6 +210,11 @@ def build_regressor(
             )
     if head == "heatmap" and dims != 2:
         raise ModelError(f"head 'heatmap' with dims {dims}; expected 2, maps have no depth")
+    if not 0 <= sigma_dropout < 1 or sigma_dropout and not map_sigma:
+        raise ModelError(
+            f"sigma_dropout is {sigma_dropout!r}; expected a share from 0 to less than 1, and 0 "
+            "without map_sigma"
+        )
     if map_window is not None and not map_window > 0:
         raise ModelError(f"map_window is {map_window!r}; expected cells, a number above 0, or None")
     if pyramid:
@@ -226,7 +234,7 @@ def build_regressor(
             )
         mu, log_sigma = peaks(score_maps(fine, joints, gain=1e-3))
         return _named_outputs(image, mu, log_sigma)
-    pooled = layers.GlobalAveragePooling2D(dtype="float32", name="pool")(features)
+    pooled = _mean(features, "pool")
     normed, of_joints = pooled, None
     if feature_norm:
         normed = layers.UnitNormalization(dtype="float32", name="feature_norm")(pooled)
@@ -239,11 +247,26 @@ def build_regressor(
         if dims == 3:
             depth = dense_head(normed, joints, 1, "depth")
             mu = layers.Concatenate(dtype="float32", name="mu_xyz")([mu, depth])
-    log_sigma = log_sigma_head(pooled, joints, dims, of_joints)
+    of_crop = pooled
+    if map_sigma:
+        # From the backbone's many channels sigma learns much else than what hides a joint.
+        of_crop = _left_out(_mean(fine, "fine_pool"), sigma_dropout, "fine_pool")
+        of_crop = layers.Dense(_SIGMA_UNITS, "relu", dtype="float32", name="sigma_hidden")(of_crop)
+        of_joints = _left_out(of_joints, sigma_dropout, "seen")
+    log_sigma = log_sigma_head(of_crop, joints, dims, of_joints)
     if dims == 3:
         mu, known = relative_to_root(mu, log_sigma, skeleton, axes=(0, 0, 1))
         log_sigma = log_sigma if root_sigma else known
     return _named_outputs(image, mu, log_sigma)
+
+
+def _mean(features, name: str):
+    """(B, h, w, C) -> (B, C)."""
+    return layers.GlobalAveragePooling2D(dtype="float32", name=name)(features)
+
+
+def _left_out(x, share: float, name: str):
+    return layers.Dropout(share, dtype="float32", name=f"{name}_dropout")(x) if share else x
 
 
 def _named_outputs(image, mu, log_sigma) -> keras.Model:
@@ -292,6 +315,8 @@ def _with_maps(backbone: keras.Model, names: Sequence[str]) -> keras.Model:
 # outputs back to half precision.
 
 
+# Of the layer between the features of a crop and sigma.
+_SIGMA_UNITS = 32
 # Glorot's uniform initialisation at a gain of 0.01.
 _SMALL = {"scale": 1e-4, "mode": "fan_avg", "distribution": "uniform"}
 

@@ -85,14 +85,19 @@ def test_layers_up_to_the_frozen_one_stay_as_they_are():
         build_backbone("mobilenet", (64, 64), freeze="conv_pw_99")
 
 
+@pytest.mark.parametrize("map_sigma", [False, True])
 @pytest.mark.parametrize("dims", [2, 3])
-def test_a_pyramid_gives_a_finer_map(dims):
+def test_a_pyramid_gives_a_finer_map(dims, map_sigma):
     regressor = build_regressor(
         "mobilenet", H36M18, dims, (64, 96), head="soft_argmax", output_layer="conv_pw_12_relu",
-        pyramid=("conv_pw_5_relu", "conv_pw_11_relu"), pyramid_channels=16,
+        pyramid=("conv_pw_5_relu", "conv_pw_11_relu"), pyramid_channels=16, map_sigma=map_sigma,
     )  # fmt: skip
     assert regressor.get_layer("score_maps").output.shape == (None, 8, 12, 18)
-    assert regressor.get_layer("pool").output.shape == (None, 1024)
+    # The depth is of the backbone's last features, and sigma of those that the maps are made of.
+    names = {layer.name for layer in regressor.layers}
+    assert ("pool" in names) == (dims == 3 or not map_sigma)
+    sigma = regressor.get_layer("sigma_hidden" if map_sigma else "sigma_dense")
+    assert sigma.kernel.shape[0] == (16 if map_sigma else 1024)
     output = regressor(np.random.default_rng(0).normal(size=(2, 64, 96, 3)).astype("float32"))
     assert output["mu"].shape == output["log_sigma"].shape == (2, 18, dims)
     assert np.abs(output["mu"][..., :2]).max() < 0.5
@@ -105,7 +110,8 @@ def test_sigma_sees_how_wide_a_map_is(dims):
         patch_means(128, 128), H36M18, dims, (128, 128), head="soft_argmax", map_sigma=True
     )
     regressor.get_layer("score_maps").kernel.assign(8 * tf.ones((1, 1, 3, 18)))
-    assert regressor.get_layer("sigma_dense").kernel.shape == (3, 18 * dims)
+    assert regressor.get_layer("sigma_hidden").kernel.shape == (3, 32)
+    assert regressor.get_layer("sigma_dense").kernel.shape == (32, 18 * dims)
     kernel = regressor.get_layer("sigma_of_joints").kernel
     assert kernel.shape == (18, 3 + 2, dims)
     kernel.assign(0.1 * keras.random.normal(kernel.shape, seed=0))
@@ -120,6 +126,35 @@ def test_sigma_sees_how_wide_a_map_is(dims):
     assert np.isfinite(flat["log_sigma"]).all()
     with pytest.raises(ModelError, match="map_sigma: found True with head 'pooled'"):
         build_regressor(patch_means(64, 64), LSP14, 2, (64, 64), map_sigma=True)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_what_sigma_sees_is_left_out_in_training_alone(dims):
+    plain, dropping = (
+        build_regressor(
+            patch_means(128, 128), H36M18, dims, (128, 128), head="soft_argmax", map_sigma=True,
+            sigma_dropout=share,
+        )
+        for share in (0.0, 0.5)
+    )  # fmt: skip
+    dropping.set_weights(plain.get_weights())
+    for regressor in (plain, dropping):
+        for name in ("sigma_dense", "sigma_of_joints"):
+            kernel = regressor.get_layer(name).kernel
+            kernel.assign(0.5 * keras.random.normal(kernel.shape, seed=1))
+    image = np.random.default_rng(0).normal(size=(8, 128, 128, 3)).astype("float32")
+    expected, at_rest = plain(image), dropping(image)
+    for name in ("mu", "log_sigma"):
+        np.testing.assert_allclose(at_rest[name], expected[name], atol=1e-6)
+    first, second = (dropping(image, training=True) for _ in range(2))
+    np.testing.assert_array_equal(first["mu"], second["mu"])
+    assert (first["log_sigma"][:, 1:].numpy() != second["log_sigma"][:, 1:].numpy()).mean() > 0.5
+    for share, map_sigma in ((1.0, True), (-0.1, True), (0.5, False)):
+        with pytest.raises(ModelError, match=f"sigma_dropout is {share}; expected a share from 0"):
+            build_regressor(
+                patch_means(64, 64), LSP14, 2, (64, 64), head="soft_argmax", map_sigma=map_sigma,
+                sigma_dropout=share,
+            )  # fmt: skip
 
 
 @pytest.mark.parametrize("dims", [2, 3])
