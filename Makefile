@@ -18,7 +18,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 
 # The model that comes with the package, from DATA (lspet/ and coco/) and WEIGHTS, an .npz of
-# ImageNet's; see MODEL_CARD.md. A run that was interrupted goes on where it stopped. All five trainings
+# ImageNet's; see MODEL_CARD.md. A run that was interrupted goes on where it stopped. All six trainings
 # take ARGS.
 pose_small: $(VENV)/installed
 	$(if $(and $(DATA),$(WEIGHTS)),,$(error make pose_small DATA=FOLDER WEIGHTS=FILE.npz))
@@ -34,6 +34,9 @@ pose_small: $(VENV)/installed
 	$(BIN)/rle-tf train configs/pose_small_fourth.yaml --data-root $(DATA) \
 		--out runs/pose_small_fourth $(ARGS) \
 		$(if $(wildcard runs/pose_small_fourth/config.yaml),--resume)
+	$(BIN)/rle-tf train configs/pose_small_fifth.yaml --data-root $(DATA) \
+		--out runs/pose_small_fifth $(ARGS) \
+		$(if $(wildcard runs/pose_small_fifth/config.yaml),--resume)
 	$(BIN)/rle-tf train configs/pose_small.yaml --data-root $(DATA) --out runs/pose_small $(ARGS) \
 		$(if $(wildcard runs/pose_small/config.yaml),--resume)
 	$(BIN)/rle-tf calibrate runs/pose_small
