@@ -121,7 +121,7 @@ class RunFolder:
             ModelError: if there is no run, or its regressor has other weights.
         """
         _, regressor = self.load()
-        pairs = list(zip_longest(estimator.regressor.variables, regressor.variables))
+        pairs = list(zip_longest(estimator.regressor.weights, regressor.weights))
         for ours, theirs in pairs:
             shapes = [None if v is None else tuple(v.shape) for v in (theirs, ours)]
             if shapes[0] != shapes[1]:

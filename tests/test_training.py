@@ -24,6 +24,8 @@ from rle_tf.data.coco import CocoSource
 from rle_tf.data.mpii import MpiiSource
 from rle_tf.data.records import write_records
 from rle_tf.errors import ConfigError, DataError, ModelError
+from rle_tf.estimator import PoseEstimator
+from rle_tf.losses import L1Loss
 from rle_tf.run_folder import Checkpoints, RunFolder, load_regressor
 from rle_tf.skeletons import COCO17
 from rle_tf.training import build_estimator, train
@@ -265,6 +267,19 @@ def test_a_run_starts_where_another_one_ended(run, tmp_path):
     with np.load(folder.flow) as ours, np.load(run.folder.flow) as theirs:
         for name in theirs:
             np.testing.assert_allclose(ours[name], theirs[name], atol=1e-7)
+
+
+def test_a_start_without_dropout(run, tmp_path):
+    """The states of random numbers are no weights."""
+    folder = RunFolder(tmp_path)
+    run.config.save(folder.config)
+    section = run.config.model.model_copy(update={"head": "soft_argmax", "map_sigma": True})
+    dropping = section.model_copy(update={"sigma_dropout": 0.5})
+    before, regressor = (s.build(COCO17, 2, (64, 32)) for s in (section, dropping))
+    before.save(folder.regressor)
+    folder.copy_weights(PoseEstimator(regressor, L1Loss()))
+    for ours, theirs in zip(regressor.weights, before.weights, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_random_weights_are_not_frozen(run, tmp_path):
