@@ -18,8 +18,8 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 
 # The model that comes with the package, from DATA (lspet/ and coco/) and WEIGHTS, an .npz of
-# ImageNet's; see MODEL_CARD.md. A run that was interrupted goes on where it stopped. All six trainings
-# take ARGS.
+# ImageNet's; see MODEL_CARD.md. A run that was interrupted goes on where it stopped. All eight
+# trainings take ARGS.
 pose_small: $(VENV)/installed
 	$(if $(and $(DATA),$(WEIGHTS)),,$(error make pose_small DATA=FOLDER WEIGHTS=FILE.npz))
 	$(BIN)/rle-tf train configs/pose_small_first.yaml --data-root $(DATA) \
@@ -37,6 +37,12 @@ pose_small: $(VENV)/installed
 	$(BIN)/rle-tf train configs/pose_small_fifth.yaml --data-root $(DATA) \
 		--out runs/pose_small_fifth $(ARGS) \
 		$(if $(wildcard runs/pose_small_fifth/config.yaml),--resume)
+	$(BIN)/rle-tf train configs/pose_small_sixth.yaml --data-root $(DATA) \
+		--out runs/pose_small_sixth $(ARGS) \
+		$(if $(wildcard runs/pose_small_sixth/config.yaml),--resume)
+	$(BIN)/rle-tf train configs/pose_small_seventh.yaml --data-root $(DATA) \
+		--out runs/pose_small_seventh $(ARGS) \
+		$(if $(wildcard runs/pose_small_seventh/config.yaml),--resume)
 	$(BIN)/rle-tf train configs/pose_small.yaml --data-root $(DATA) --out runs/pose_small $(ARGS) \
 		$(if $(wildcard runs/pose_small/config.yaml),--resume)
 	$(BIN)/rle-tf calibrate runs/pose_small

@@ -92,6 +92,11 @@ def variant(config: RunConfig, method: str, seed: int) -> RunConfig:
     """
     if method not in METHODS:
         raise ConfigError(f"method {method!r}; expected some of {', '.join(METHODS)}")
+    if getattr(config.model, "trained", "all") != "all":
+        raise ConfigError(
+            f"model.trained: found {config.model.trained} in recipe {config.name}; expected all, "
+            "methods are compared by training whole models"
+        )
     values = config.model_dump(mode="json")
     flow = {key: value for key, value in values["loss"].items() if key.startswith("flow_")}
     changes = METHODS[method]

@@ -39,7 +39,7 @@ from rle_tf.losses import (
     RLELoss,
 )
 from rle_tf.models.lifting import build_lifter
-from rle_tf.models.regressor import BACKBONES, HEADS, build_regressor
+from rle_tf.models.regressor import BACKBONES, HEADS, TRAINED, build_regressor
 from rle_tf.skeletons import Skeleton
 
 
@@ -54,6 +54,8 @@ class ModelConfig(Section):
         head: `pooled` (the paper's), `soft_argmax` or `heatmap`, which loss heatmap trains.
         feature_norm: Whether the mean head divides its features by their L2 norm.
         freeze: Layers of the backbone up to this one are not trained.
+        trained: `all`; `sigma` alone, of a model whose keypoints are to stay as they are; `none`,
+            for the flow of the loss alone.
         pyramid: Finer maps that a head with maps looks at, names of layers from fine to coarse.
         pyramid_channels: Of the map that they are merged into.
         deconvolutions: Transposed convolutions before the maps of a head that has some, each of
@@ -74,6 +76,7 @@ class ModelConfig(Section):
     head: Literal[tuple(HEADS)] = "pooled"
     feature_norm: bool = True
     freeze: str | None = None
+    trained: Literal[tuple(TRAINED)] = "all"
     pyramid: tuple[str, ...] = ()
     pyramid_channels: int = Field(128, gt=0)
     deconvolutions: int = Field(0, ge=0, le=5)
@@ -92,6 +95,8 @@ class ModelConfig(Section):
         for key in ("map_sigma", "map_window"):
             if getattr(self, key) and self.head != "soft_argmax":
                 raise ValueError(f"{key} is of head soft_argmax; expected none with {self.head}")
+        if self.trained != "all" and self.head == "heatmap":
+            raise ValueError(f"trained: {self.trained}, with head heatmap; expected all")
         if self.sigma_dropout and not self.map_sigma:
             raise ValueError("sigma_dropout is of what map_sigma adds; expected 0 without it")
         return self
@@ -108,6 +113,7 @@ class ModelConfig(Section):
             feature_norm=self.feature_norm,
             output_layer=self.output_layer,
             freeze=self.freeze,
+            trained=self.trained,
             pyramid=self.pyramid,
             pyramid_channels=self.pyramid_channels,
             deconvolutions=self.deconvolutions,
@@ -396,6 +402,23 @@ class RunConfig(Section):
                 f"loss.kind: found {self.loss.kind} with {found}; expected loss heatmap with head "
                 "heatmap, and any other with head pooled or soft_argmax"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _something_is_trained(self):
+        trained = getattr(self.model, "trained", "all")
+        if trained != "all":
+            learning = ("rle", "direct") + (("laplace", "gaussian") if trained == "sigma" else ())
+            if self.loss.kind not in learning:
+                raise ValueError(
+                    f"model.trained: found {trained} with loss.kind {self.loss.kind}, of which "
+                    f"nothing would learn; expected all, or loss {', '.join(learning)}"
+                )
+            if self.train.map_weight:
+                raise ValueError(
+                    f"train.map_weight: found {self.train.map_weight} with model.trained {trained},"
+                    " under which maps stay as they are; expected 0"
+                )
         return self
 
     @model_validator(mode="after")

@@ -153,10 +153,13 @@ class RunFolder:
             raise ModelError(f"{self.flow}: cannot be read as a flow: {error}") from None
         found, wanted = [v.shape for v in values], [tuple(v.shape) for v in variables]
         if found != wanted:
-            differ = [pair for pair in zip(found, wanted, strict=False) if pair[0] != pair[1]]
-            first = f", the first that differs of {differ[0][0]} and not {differ[0][1]}"
+            differ = (
+                f", the first that differs of {one} and not {other}"
+                for one, other in zip(found, wanted, strict=False)
+                if one != other
+            )
             raise ModelError(
-                f"{self.flow}: holds {len(values)} arrays{first if differ else ''}; expected the "
+                f"{self.flow}: holds {len(values)} arrays{next(differ, '')}; expected the "
                 f"{len(variables)} of loss '{loss.name}' as the config describes it"
             )
         for variable, value in zip(variables, values, strict=True):

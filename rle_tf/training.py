@@ -134,12 +134,18 @@ def _train(
     if chief:
         _claim(folder, config, resume)
     batch_size = config.train.batch_size
-    frozen = config.model.freeze if config.model.kind == "image" else None
-    if frozen and not (config.model.weights or config.train.start or folder.checkpoints.steps()):
-        raise ConfigError(
-            f"model.freeze: found {frozen!r} with random weights, which would never be trained; "
-            "expected model.weights, train.start, or null"
-        )
+    model, started = config.model, config.train.start or folder.checkpoints.steps()
+    if model.kind == "image" and not started:
+        if model.trained != "all":
+            raise ConfigError(
+                f"model.trained: found {model.trained} without train.start, so that the rest would "
+                "stay random; expected train.start, or all"
+            )
+        if model.freeze and not model.weights:
+            raise ConfigError(
+                f"model.freeze: found {model.freeze!r} with random weights, which would never be "
+                "trained; expected model.weights, train.start, or null"
+            )
     # All that is read later is opened now: a missing file is found before days of training.
     people, scored = config.open_training(), config.open_source("val")
     annotated = config.evaluate.boxes == "ground_truth"

@@ -55,6 +55,9 @@ def test_what_cannot_be_compared(config, tmp_path):
         compare(config, ["l1", "l3"], [0], tmp_path / "none")
     with pytest.raises(ConfigError, match=r"methods: found \['l1', 'l1'\]; expected some, each o"):
         compare(config, ["l1", "l1"], [0], tmp_path / "none")
+    of_sigma = load_config(CONFIGS / "pose_small_seventh.yaml")
+    with pytest.raises(ConfigError, match="model.trained: found sigma in .*seventh; expected all"):
+        variant(of_sigma, "rle", 0)
     lifter = load_config(CONFIGS / "h36m_lifting_rle.yaml")
     with pytest.raises(ConfigError, match="method 'heatmap' has maps; expected a recipe of model"):
         compare(lifter, ["l1", "heatmap"], [0], tmp_path / "none")

@@ -255,6 +255,20 @@ MAPS = (
 )
 
 
+def test_something_is_trained(recipe):
+    assert load_config(recipe, ["model.trained=none"]).model.trained == "none"
+    assert load_config(recipe, ["model.trained=sigma", "loss={kind: laplace}"])
+    for trained, overrides, message in (
+        ("sigma", ["loss={kind: l1}"], "found sigma with loss.kind l1, of which nothing would le"),
+        ("none", ["loss={kind: laplace}"], "found none with .* laplace, .* loss rle, direct"),
+        ("sigma", ["loss={kind: heatmap}", "model.head=heatmap"], "head heatmap; expected all"),
+        ("sigma", MAPS, "train.map_weight: found 1.0 with model.trained sigma, .*; expected 0"),
+        ("mean", [], "model.trained: found .mean.; expected .*'all', 'sigma' or 'none'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load_config(recipe, [f"model.trained={trained}", *overrides])
+
+
 def test_what_needs_maps_is_refused_without_them(recipe):
     assert load_config(recipe, [*MAPS]).model.pyramid == ("conv_pw_5_relu",)
     for override, message in (

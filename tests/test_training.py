@@ -25,7 +25,7 @@ from rle_tf.data.mpii import MpiiSource
 from rle_tf.data.records import write_records
 from rle_tf.errors import ConfigError, DataError, ModelError
 from rle_tf.estimator import PoseEstimator
-from rle_tf.losses import L1Loss
+from rle_tf.losses import DensityLoss, L1Loss
 from rle_tf.run_folder import Checkpoints, RunFolder, load_regressor
 from rle_tf.skeletons import COCO17
 from rle_tf.training import build_estimator, train
@@ -282,13 +282,54 @@ def test_a_start_without_dropout(run, tmp_path):
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_a_flow_starts_anew_after_a_loss_without_one(run, tmp_path, caplog):
+    before = RunFolder(tmp_path)
+    run.config.save(before.config)
+    _, regressor = run.folder.load()
+    before.save_regressor(PoseEstimator(regressor, DensityLoss()))
+    people = run.config.open_training()
+    estimator = build_estimator(run.config, people, 1)
+    new = estimator.loss.flow.get_weights()
+    with caplog.at_level(logging.INFO):
+        before.copy_weights(estimator)
+    assert "the flow starts anew: " in caplog.text and "holds 0 arrays; expected the" in caplog.text
+    for ours, initial in zip(estimator.loss.flow.get_weights(), new, strict=True):
+        np.testing.assert_array_equal(ours, initial)
+    for ours, theirs in zip(estimator.regressor.weights, regressor.weights, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def test_random_weights_are_not_frozen(run, tmp_path):
     config = run.config.model_copy(
         update={"model": run.config.model.model_copy(update={"freeze": "layer1_0_out"})}
     )
     with pytest.raises(ConfigError, match="'layer1_0_out' with random weights, which would never"):
         train(config, tmp_path / "frozen")
+    # Weights of a backbone are not those of a mean.
+    model = config.model.model_copy(
+        update={"freeze": None, "trained": "sigma", "weights": str(run.folder.path)}
+    )
+    with pytest.raises(ConfigError, match="model.trained: found sigma without train.start, so tha"):
+        train(config.model_copy(update={"model": model}), tmp_path / "frozen")
     assert not (tmp_path / "frozen").exists()
+
+
+@pytest.mark.parametrize("trained", ["sigma", "none"])
+def test_a_mean_stays_that_of_another_run(run, tmp_path, trained):
+    config = run.config.model_copy(
+        update={
+            "model": run.config.model.model_copy(update={"trained": trained}),
+            "train": run.config.train.model_copy(update={"start": str(run.folder.path)}),
+        }
+    )
+    train(config, tmp_path / "on")
+    folders = run.folder, RunFolder(tmp_path / "on")
+    before, after = (load_regressor(folder.regressor) for folder in folders)
+    for old, new in zip(before.weights, after.weights, strict=True):
+        stays = trained == "none" or not new.path.startswith("sigma")
+        assert np.array_equal(old.numpy(), new.numpy()) == stays, new.path
+    with np.load(folders[0].flow) as old, np.load(folders[1].flow) as new:
+        assert any((old[name] != new[name]).any() for name in old)
 
 
 def test_a_run_of_another_model_is_no_start(run, tmp_path):

@@ -54,6 +54,7 @@ BACKBONES: dict[str, Callable[[tuple[int, int]], keras.Model]] = {
 }
 
 HEADS = ("pooled", "soft_argmax", "heatmap")
+TRAINED = ("all", "sigma", "none")
 
 
 def build_backbone(
@@ -123,6 +124,7 @@ def build_regressor(
     feature_norm: bool = True,
     output_layer: str | None = None,
     freeze: str | None = None,
+    trained: str = "all",
     pyramid: Sequence[str] = (),
     pyramid_channels: int = 128,
     deconvolutions: int = 0,
@@ -146,7 +148,8 @@ def build_regressor(
       over the average of the features that the maps are made of, and there are also terms of each
       joint's own, linear in the features where its map softmax(scores) looks (their mean under it)
       and in the logarithm of its variance along x and y: a joint that is hidden looks like
-      something else, and its map is wide or has several peaks;
+      something else, and its map is wide or has several peaks. What both see is standardised by
+      batch normalisation;
     - head "heatmap", no regression but what the paper compares it with (SimpleBaseline; Xiao et
       al., ECCV 2018): mu is where the map is highest, sigma is 1 less its height there
       (`rle_tf.models.heatmap.peaks`). `HeatmapLoss` trains it.
@@ -166,6 +169,9 @@ def build_regressor(
         feature_norm: Whether the mean is taken of f/|f| (as the authors do) or of f.
         output_layer: Where to cut a backbone given by name.
         freeze: Up to which layer a backbone given by name is not trained.
+        trained: "all"; "sigma" for its own layers and no others, so that every keypoint stays; or
+            "none", for a loss whose flow alone is to learn. A backbone that is given as a model is
+            then frozen where it is.
         pyramid: Names of layers of the backbone, from fine to coarse. A head with maps then looks
             at the first one's map, merged with the others and the last features (`top_down`).
         pyramid_channels: Of the merged map.
@@ -192,6 +198,8 @@ def build_regressor(
         raise ModelError(f"dims is {dims!r}; expected 2 or 3")
     if head not in HEADS:
         raise ModelError(f"unknown head {head!r}; the heads are {', '.join(HEADS)}")
+    if trained not in TRAINED:
+        raise ModelError(f"trained is {trained!r}; expected one of {', '.join(TRAINED)}")
     image = keras.Input((*image_size, 3), dtype="float32", name="image")
     if isinstance(backbone, str):
         backbone = build_backbone(backbone, image_size, weights, output_layer, freeze)
@@ -199,6 +207,7 @@ def build_regressor(
         _check_backbone(backbone, image, weights, output_layer, freeze)
     with_maps = ("soft_argmax", "heatmap")
     for name, value, fitting in (
+        ("trained", trained if trained != "all" else None, ("pooled", "soft_argmax")),
         ("pyramid", list(pyramid), with_maps),
         ("deconvolutions", deconvolutions, with_maps),
         ("map_sigma", map_sigma, with_maps[:1]),
@@ -250,14 +259,18 @@ def build_regressor(
     of_crop = pooled
     if map_sigma:
         # From the backbone's many channels sigma learns much else than what hides a joint.
-        of_crop = _left_out(_mean(fine, "fine_pool"), sigma_dropout, "fine_pool")
+        of_crop = _standardised(_mean(fine, "fine_pool"), sigma_dropout, "sigma_pool")
         of_crop = layers.Dense(_SIGMA_UNITS, "relu", dtype="float32", name="sigma_hidden")(of_crop)
-        of_joints = _left_out(of_joints, sigma_dropout, "seen")
+        of_joints = _standardised(of_joints, sigma_dropout, "sigma_seen")
     log_sigma = log_sigma_head(of_crop, joints, dims, of_joints)
     if dims == 3:
         mu, known = relative_to_root(mu, log_sigma, skeleton, axes=(0, 0, 1))
         log_sigma = log_sigma if root_sigma else known
-    return _named_outputs(image, mu, log_sigma)
+    regressor = _named_outputs(image, mu, log_sigma)
+    if trained != "all":
+        for layer in regressor.layers:
+            layer.trainable = trained == "sigma" and layer.name in _SIGMA_LAYERS
+    return regressor
 
 
 def _mean(features, name: str):
@@ -265,8 +278,12 @@ def _mean(features, name: str):
     return layers.GlobalAveragePooling2D(dtype="float32", name=name)(features)
 
 
-def _left_out(x, share: float, name: str):
-    return layers.Dropout(share, dtype="float32", name=f"{name}_dropout")(x) if share else x
+def _standardised(x, dropout: float, name: str):
+    """Each feature by its mean and deviation, so that all count alike. A share is left out; where
+    that is 0 the layer stays, for the order of a model's weights is that of its layers."""
+    dtype = "float32"
+    x = layers.BatchNormalization(center=False, scale=False, dtype=dtype, name=f"{name}_bn")(x)
+    return layers.Dropout(dropout, dtype=dtype, name=f"{name}_dropout")(x)
 
 
 def _named_outputs(image, mu, log_sigma) -> keras.Model:
@@ -316,7 +333,11 @@ def _with_maps(backbone: keras.Model, names: Sequence[str]) -> keras.Model:
 
 
 # Of the layer between the features of a crop and sigma.
-_SIGMA_UNITS = 32
+_SIGMA_UNITS = 8
+# All that have weights.
+_SIGMA_LAYERS = (
+    "sigma_pool_bn", "sigma_hidden", "sigma_dense", "sigma_seen_bn", "sigma_of_joints"
+)  # fmt: skip
 # Glorot's uniform initialisation at a gain of 0.01.
 _SMALL = {"scale": 1e-4, "mode": "fan_avg", "distribution": "uniform"}
 

@@ -763,6 +763,15 @@ def test_the_flip_test_is_that_of_evaluation(tmp_path, head, half_weights):
         # Or its maps would be flat, as at its initial weights.
         deconvolution = regressor.get_layer("deconv_0")
         deconvolution.kernel.assign(deconvolution.kernel * 1000)
+    if head == "soft_argmax":
+        # As after training: other statistics than the first, and a sigma that follows what it sees.
+        for name in ("sigma_pool_bn", "sigma_seen_bn"):
+            layer = regressor.get_layer(name)
+            layer.moving_mean.assign(layer.moving_mean + 0.3)
+            layer.moving_variance.assign(layer.moving_variance * 0.25)
+        for name in ("sigma_dense", "sigma_of_joints"):
+            kernel = regressor.get_layer(name).kernel
+            kernel.assign(kernel * 30)
     version = export_savedmodel(
         regressor, tmp_path / "m", skeleton=LSP14, mean=MEAN, std=STD, box_margin=1.25,
         half_weights=half_weights,

@@ -85,6 +85,51 @@ def test_layers_up_to_the_frozen_one_stay_as_they_are():
         build_backbone("mobilenet", (64, 64), freeze="conv_pw_99")
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("map_sigma", [False, True, None])
+@pytest.mark.parametrize("trained", ["sigma", "none"])
+def test_the_mean_stays_where_it_is_not_trained(trained, map_sigma, dims):
+    maps = {} if map_sigma is None else {"head": "soft_argmax", "map_sigma": map_sigma}
+    if maps:
+        maps["pyramid"] = ["conv_pw_3_relu"]  # whose batch normalisation has statistics
+    regressor = build_regressor(
+        "mobilenet", H36M18, dims, (64, 64), output_layer="conv_pw_6_relu", trained=trained, **maps
+    )
+    names = {variable.path for variable in regressor.trainable_variables}
+    kinds = {name.partition("/")[0] for name in names}
+    of_maps = {"sigma_hidden", "sigma_of_joints"} if map_sigma else set()
+    assert kinds == ({"sigma_dense"} | of_maps if trained == "sigma" else set())
+    image = np.random.default_rng(0).normal(size=(4, 64, 64, 3)).astype("float32")
+    before, old = regressor(image), [variable.numpy() for variable in regressor.variables]
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(regressor(image, training=True)["log_sigma"][:, 1:] ** 2)
+    gradients = tape.gradient(loss, regressor.trainable_variables)
+    for variable, gradient in zip(regressor.trainable_variables, gradients, strict=True):
+        variable.assign_sub(0.01 * gradient)
+    moved = {
+        variable.path
+        for variable, value in zip(regressor.variables, old, strict=True)
+        if (variable.numpy() != value).any()
+    }
+    statistics = {name for name in moved if "moving_" in name}
+    assert moved - statistics == names
+    seen = {"sigma_pool_bn", "sigma_seen_bn"} if names and map_sigma else set()
+    assert {name.partition("/")[0] for name in statistics} == seen
+    after = regressor(image)
+    np.testing.assert_array_equal(after["mu"], before["mu"])
+    assert (after["log_sigma"] != before["log_sigma"]).numpy().any() == bool(names)
+
+
+def test_what_can_be_trained():
+    with pytest.raises(ModelError, match="trained is 'flow'; expected one of all, sigma, none"):
+        build_regressor(patch_means(64, 64), LSP14, 2, (64, 64), trained="flow")
+    with pytest.raises(ModelError, match="trained: found sigma with head 'heatmap'; expected pool"):
+        build_regressor(patch_means(64, 64), LSP14, 2, (64, 64), head="heatmap", trained="sigma")
+    backbone = build_backbone("mobilenet", (64, 64), output_layer="conv_pw_6_relu")
+    build_regressor(backbone, LSP14, 2, (64, 64), trained="sigma")
+    assert not backbone.trainable_variables
+
+
 @pytest.mark.parametrize("map_sigma", [False, True])
 @pytest.mark.parametrize("dims", [2, 3])
 def test_a_pyramid_gives_a_finer_map(dims, map_sigma):
@@ -110,8 +155,8 @@ def test_sigma_sees_how_wide_a_map_is(dims):
         patch_means(128, 128), H36M18, dims, (128, 128), head="soft_argmax", map_sigma=True
     )
     regressor.get_layer("score_maps").kernel.assign(8 * tf.ones((1, 1, 3, 18)))
-    assert regressor.get_layer("sigma_hidden").kernel.shape == (3, 32)
-    assert regressor.get_layer("sigma_dense").kernel.shape == (32, 18 * dims)
+    assert regressor.get_layer("sigma_hidden").kernel.shape == (3, 8)
+    assert regressor.get_layer("sigma_dense").kernel.shape == (8, 18 * dims)
     kernel = regressor.get_layer("sigma_of_joints").kernel
     assert kernel.shape == (18, 3 + 2, dims)
     kernel.assign(0.1 * keras.random.normal(kernel.shape, seed=0))
