@@ -42,7 +42,8 @@ def float32_networks(regressor: keras.Model, half_weights: bool = False) -> Netw
     twin = float32_twin(regressor)
     variables = {}
     if half_weights:
-        twin.trainable = True  # also what was frozen, whose kernels are large
+        for layer in twin._flatten_layers():
+            layer.trainable = True  # also what was frozen, whose kernels are large
         variables = {id(variable): _half(variable) for variable in twin.trainable_variables}
         # Variances may be large, and are few.
         variables |= {id(v): tf.Variable(v, trainable=False) for v in twin.non_trainable_variables}

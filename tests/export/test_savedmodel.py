@@ -727,8 +727,9 @@ def test_a_confidence_of_other_joints_or_of_a_lifter_is_refused(regressor, lifte
 
 
 @pytest.mark.slow
-def test_half_weights_halve_the_folder_and_leave_the_poses(tmp_path):
-    regressor = build_regressor("mobilenet_v3_small", LSP14, 2, (64, 64))
+@pytest.mark.parametrize("trained", ["all", "none"])
+def test_half_weights_halve_the_folder_and_leave_the_poses(tmp_path, trained):
+    regressor = build_regressor("mobilenet_v3_small", LSP14, 2, (64, 64), trained=trained)
     of_crops = {"mean": MEAN, "std": STD, "box_margin": 1.25}
     full, half = (
         export_savedmodel(
