@@ -55,7 +55,7 @@ class ModelConfig(Section):
         feature_norm: Whether the mean head divides its features by their L2 norm.
         freeze: Layers of the backbone up to this one are not trained.
         trained: `all`; `sigma` alone, of a model whose keypoints are to stay as they are; `none`,
-            for the flow of the loss alone.
+            for the flow of the loss alone. The last two want `train.start`.
         pyramid: Finer maps that a head with maps looks at, names of layers from fine to coarse.
         pyramid_channels: Of the map that they are merged into.
         deconvolutions: Transposed convolutions before the maps of a head that has some, each of

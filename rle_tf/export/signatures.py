@@ -34,7 +34,8 @@ class Networks(NamedTuple):
 def float32_networks(regressor: keras.Model, half_weights: bool = False) -> Networks:
     """The regressor in float32, traced once for all signatures: input -> `mu`, `log_sigma`.
 
-    With `half_weights` its trained variables are float16, and become float32 when it runs.
+    With `half_weights` all weights but the statistics of batch normalisation are float16, and
+    become float32 when it runs.
 
     Raises:
         ModelError: for a weight that float16 does not hold.

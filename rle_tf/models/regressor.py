@@ -170,8 +170,8 @@ def build_regressor(
         output_layer: Where to cut a backbone given by name.
         freeze: Up to which layer a backbone given by name is not trained.
         trained: "all"; "sigma" for its own layers and no others, so that every keypoint stays; or
-            "none", for a loss whose flow alone is to learn. A backbone that is given as a model is
-            then frozen where it is.
+            "none", for a loss whose flow alone is to learn, and without `sigma_dropout`. A backbone
+            that is given as a model is then frozen itself.
         pyramid: Names of layers of the backbone, from fine to coarse. A head with maps then looks
             at the first one's map, merged with the others and the last features (`top_down`).
         pyramid_channels: Of the merged map.
@@ -258,6 +258,8 @@ def build_regressor(
             mu = layers.Concatenate(dtype="float32", name="mu_xyz")([mu, depth])
     of_crop = pooled
     if map_sigma:
+        if trained == "none":  # and the flow sees the sigmas that predictions have
+            sigma_dropout = 0.0
         # From the backbone's many channels sigma learns much else than what hides a joint.
         of_crop = _standardised(_mean(fine, "fine_pool"), sigma_dropout, "sigma_pool")
         of_crop = layers.Dense(_SIGMA_UNITS, "relu", dtype="float32", name="sigma_hidden")(of_crop)

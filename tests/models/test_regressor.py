@@ -93,23 +93,27 @@ def test_the_mean_stays_where_it_is_not_trained(trained, map_sigma, dims):
     if maps:
         maps["pyramid"] = ["conv_pw_3_relu"]  # whose batch normalisation has statistics
     regressor = build_regressor(
-        "mobilenet", H36M18, dims, (64, 64), output_layer="conv_pw_6_relu", trained=trained, **maps
-    )
+        "mobilenet", H36M18, dims, (64, 64), output_layer="conv_pw_6_relu", trained=trained, **maps,
+        sigma_dropout=0.5 if map_sigma else 0.0,
+    )  # fmt: skip
     names = {variable.path for variable in regressor.trainable_variables}
     kinds = {name.partition("/")[0] for name in names}
     of_maps = {"sigma_hidden", "sigma_of_joints"} if map_sigma else set()
     assert kinds == ({"sigma_dense"} | of_maps if trained == "sigma" else set())
     image = np.random.default_rng(0).normal(size=(4, 64, 64, 3)).astype("float32")
-    before, old = regressor(image), [variable.numpy() for variable in regressor.variables]
+    before, old = regressor(image), [weight.numpy() for weight in regressor.weights]
+    if trained == "none":
+        training = regressor(image, training=True)["log_sigma"]
+        np.testing.assert_array_equal(training, before["log_sigma"])
     with tf.GradientTape() as tape:
         loss = tf.reduce_sum(regressor(image, training=True)["log_sigma"][:, 1:] ** 2)
     gradients = tape.gradient(loss, regressor.trainable_variables)
     for variable, gradient in zip(regressor.trainable_variables, gradients, strict=True):
         variable.assign_sub(0.01 * gradient)
     moved = {
-        variable.path
-        for variable, value in zip(regressor.variables, old, strict=True)
-        if (variable.numpy() != value).any()
+        weight.path
+        for weight, value in zip(regressor.weights, old, strict=True)
+        if (weight.numpy() != value).any()
     }
     statistics = {name for name in moved if "moving_" in name}
     assert moved - statistics == names
