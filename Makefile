@@ -17,34 +17,20 @@ test-slow: $(VENV)/installed-dev
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 
+# The trainings of pose_small, each from the one before.
+POSE_SMALL := $(patsubst %,pose_small_%,first second third fourth fifth sixth seventh) pose_small
+
 # The model that comes with the package, from DATA (lspet/ and coco/) and WEIGHTS, an .npz of
 # ImageNet's; see MODEL_CARD.md. A run that was interrupted goes on where it stopped. All eight
 # trainings take ARGS.
 pose_small: $(VENV)/installed
 	$(if $(and $(DATA),$(WEIGHTS)),,$(error make pose_small DATA=FOLDER WEIGHTS=FILE.npz))
-	$(BIN)/rle-tf train configs/pose_small_first.yaml --data-root $(DATA) \
-		--out runs/pose_small_first --set model.weights=$(WEIGHTS) $(ARGS) \
-		$(if $(wildcard runs/pose_small_first/config.yaml),--resume)
-	$(BIN)/rle-tf train configs/pose_small_second.yaml --data-root $(DATA) \
-		--out runs/pose_small_second $(ARGS) \
-		$(if $(wildcard runs/pose_small_second/config.yaml),--resume)
-	$(BIN)/rle-tf train configs/pose_small_third.yaml --data-root $(DATA) \
-		--out runs/pose_small_third $(ARGS) \
-		$(if $(wildcard runs/pose_small_third/config.yaml),--resume)
-	$(BIN)/rle-tf train configs/pose_small_fourth.yaml --data-root $(DATA) \
-		--out runs/pose_small_fourth $(ARGS) \
-		$(if $(wildcard runs/pose_small_fourth/config.yaml),--resume)
-	$(BIN)/rle-tf train configs/pose_small_fifth.yaml --data-root $(DATA) \
-		--out runs/pose_small_fifth $(ARGS) \
-		$(if $(wildcard runs/pose_small_fifth/config.yaml),--resume)
-	$(BIN)/rle-tf train configs/pose_small_sixth.yaml --data-root $(DATA) \
-		--out runs/pose_small_sixth $(ARGS) \
-		$(if $(wildcard runs/pose_small_sixth/config.yaml),--resume)
-	$(BIN)/rle-tf train configs/pose_small_seventh.yaml --data-root $(DATA) \
-		--out runs/pose_small_seventh $(ARGS) \
-		$(if $(wildcard runs/pose_small_seventh/config.yaml),--resume)
-	$(BIN)/rle-tf train configs/pose_small.yaml --data-root $(DATA) --out runs/pose_small $(ARGS) \
-		$(if $(wildcard runs/pose_small/config.yaml),--resume)
+	@set -e; for name in $(POSE_SMALL); do \
+		set -- configs/$$name.yaml --data-root "$(DATA)" --out runs/$$name; \
+		if [ $$name = pose_small_first ]; then set -- "$$@" --set model.weights="$(WEIGHTS)"; fi; \
+		if [ -e runs/$$name/config.yaml ]; then set -- "$$@" --resume; fi; \
+		$(BIN)/rle-tf train "$$@" $(ARGS); \
+	done
 	$(BIN)/rle-tf calibrate runs/pose_small
 	$(BIN)/rle-tf export runs/pose_small --half-weights --format savedmodel --format litert \
 		--precision int8 --precision float16 --flip-test --report

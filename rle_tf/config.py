@@ -414,6 +414,11 @@ class RunConfig(Section):
                     f"model.trained: found {trained} with loss.kind {self.loss.kind}, of which "
                     f"nothing would learn; expected all, or loss {', '.join(learning)}"
                 )
+            if trained == "none" and not self.loss.flow_layers:
+                raise ValueError(
+                    "loss.flow_layers: found 0 with model.trained none, so that nothing would learn; "
+                    "expected 1 or more"
+                )
             if self.train.map_weight:
                 raise ValueError(
                     f"train.map_weight: found {self.train.map_weight} with model.trained {trained},"

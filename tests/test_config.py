@@ -261,6 +261,7 @@ def test_something_is_trained(recipe):
     for trained, overrides, message in (
         ("sigma", ["loss={kind: l1}"], "found sigma with loss.kind l1, of which nothing would le"),
         ("none", ["loss={kind: laplace}"], "found none with .* laplace, .* loss rle, direct"),
+        ("none", ["loss={kind: rle, flow_layers: 0}"], "flow_layers: found 0 .*; expected 1 or m"),
         ("sigma", ["loss={kind: heatmap}", "model.head=heatmap"], "head heatmap; expected all"),
         ("sigma", MAPS, "train.map_weight: found 1.0 with model.trained sigma, .*; expected 0"),
         ("mean", [], "model.trained: found .mean.; expected .*'all', 'sigma' or 'none'"),
