@@ -416,7 +416,7 @@ class RunConfig(Section):
                 )
             if trained == "none" and not self.loss.flow_layers:
                 raise ValueError(
-                    "loss.flow_layers: found 0 with model.trained none, so that nothing would learn; "
+                    "loss.flow_layers: found 0 with model.trained none: nothing would learn; "
                     "expected 1 or more"
                 )
             if self.train.map_weight:
